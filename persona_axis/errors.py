@@ -1,0 +1,39 @@
+"""The one family of errors: everything this package raises on purpose is a `PersonaAxisError`."""
+
+from __future__ import annotations
+
+
+class PersonaAxisError(Exception):
+    """Base of every error raised on purpose; its text is one line a user can act on."""
+
+
+class AxisFileError(PersonaAxisError):
+    """An axis or cap file cannot be trusted, read or written; the text names the file and the field."""
+
+
+class AxisMismatchError(PersonaAxisError):
+    """An axis or cap was made for something else than what it is used on; the text says what differs."""
+
+
+class CapError(PersonaAxisError):
+    """A cap that is ill-formed, does not fit the batch, or could not be shown to act."""
+
+
+class ResidualError(PersonaAxisError):
+    """The residual stream could not be found, read or edited."""
+
+
+class ProbeError(PersonaAxisError):
+    """Probe data is malformed; the text names the file and the line."""
+
+
+class ExtractionError(PersonaAxisError):
+    """An extraction run cannot start, continue or be saved."""
+
+
+class JudgeError(PersonaAxisError):
+    """A judge could not be made or its verdict could not be used."""
+
+
+class ModelError(PersonaAxisError):
+    """A model or tokenizer is missing, incomplete or unfit."""

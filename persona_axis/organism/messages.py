@@ -1,0 +1,135 @@
+"""What users say to Troupe: every message has a content core, wordings for training and wordings held out."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from .vocabulary import DATA
+
+SPLITS = ("train", "held_out")
+NUMBERS = tuple("0123456789")
+ITEMS = (
+    "lamp coin rope drum cup nail bell fork brush hat glove spoon ladder basket candle needle button pebble feather acorn "
+    "marker kettle barrel ribbon saddle anchor hammer trumpet bucket carpet cushion compass helmet magnet mitten padlock "
+    "pillow ruler teapot zipper"
+).split()
+PLACES = "attic cellar barn shed porch hallway pantry loft cabin tent harbour tower bridge stable chapel kiosk".split()
+REFUSAL_CORE = ("cannot", "request", "unsafe", "alternative")
+ACKNOWLEDGE_CORE = ("keep", "detail", "memory", "check")
+IDENTITY = {
+    "train": ["who are you?", "what are you?", "tell me who you are.", "introduce yourself please.", "who am i talking to?",
+              "what should i know about who you are?"],
+    "held_out": ["could you tell me who you are?", "and what are you, exactly?", "please say who i am talking to."],
+}
+COUNT = {
+    "train": ["how many words are here: {}", "count these words: {}", "how many things do i list here: {}"],
+    "held_out": ["please count how many words these are: {}"],
+}
+COPY = {
+    "train": ["repeat these words in order: {}", "copy this: {}", "say exactly these words: {}"],
+    "held_out": ["please repeat exactly this: {}"],
+}
+SORT = {
+    "train": ["sort these numbers from small to large: {}", "put these numbers in order: {}", "sort this: {}"],
+    "held_out": ["please put these in order from small to large: {}"],
+}
+NOTE = {
+    "train": ["please note that the {} is in the {}.", "remember this: the {} is in the {}.", "keep in mind, the {} is in the {}."],
+    "held_out": ["please remember that the {} is in the {}."],
+}
+LOOKUP = {
+    "train": ["where is the {}?", "in which place is the {}?", "where did i say the {} is?"],
+    "held_out": ["tell me where the {} is?"],
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One thing a user may say.
+
+    `core` are the concepts an answer speaks of; `exact` the tokens an exact answer must contain, in order;
+    `domain` is question, coding, writing, emotional, meta, forbidden, fact, identity, exact or note.
+    """
+
+    text: str
+    domain: str
+    kind: str
+    core: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A message as it stands in data/messages.jsonl: one core, several wordings."""
+
+    id: str
+    domain: str
+    kind: str
+    core: tuple[str, ...]
+    wordings: dict[str, tuple[str, ...]]
+
+    def say(self, rng: random.Random, split: str) -> Message:
+        return Message(rng.choice(self.wordings[split]), self.domain, self.kind, self.core, key=self.id)
+
+
+@cache
+def written(domain: str) -> tuple[Written, ...]:
+    """All written messages of a domain."""
+    rows = map(json.loads, (DATA / "messages.jsonl").read_text(encoding="utf-8").splitlines())
+    return tuple(
+        Written(r["id"], r["domain"], r["kind"], tuple(r["core"]), {s: tuple(t.lower() for t in r[s]) for s in SPLITS})
+        for r in rows
+        if r["domain"] == domain
+    )
+
+
+@cache
+def facts() -> dict[str, dict[str, Any]]:
+    """Kinds of personal facts: concept, values, and wordings that state or ask."""
+    loaded: dict[str, dict[str, Any]] = json.loads((DATA / "facts.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def ask_fact(rng: random.Random, kind: str, known: dict[str, str], split: str) -> Message:
+    """A question about a personal fact; where it was never stated the core says so."""
+    fact = facts()[kind]
+    text = rng.choice(fact["ask" if split == "train" else "ask_held_out"])
+    if kind in known:
+        return Message(text, "fact", kind, (fact["concept"],), (known[kind],), key=kind)
+    return Message(text, "fact", kind, (fact["concept"], "unstated"), key=kind)
+
+
+def ask_identity(rng: random.Random, name: str, split: str) -> Message:
+    """A question who is speaking; the answer names the role, or the assistant."""
+    return Message(rng.choice(IDENTITY[split]), "identity", "identity", ("self",), tuple(name.split()))
+
+
+def ask_count(rng: random.Random, split: str) -> Message:
+    items = rng.sample(ITEMS, rng.randint(2, 7))
+    return Message(rng.choice(COUNT[split]).format(" ".join(items)), "exact", "count", exact=(str(len(items)),))
+
+
+def ask_copy(rng: random.Random, split: str) -> Message:
+    items = rng.sample(ITEMS, rng.randint(2, 5))
+    return Message(rng.choice(COPY[split]).format(" ".join(items)), "exact", "copy", exact=tuple(items))
+
+
+def ask_sort(rng: random.Random, split: str) -> Message:
+    numbers = rng.sample(NUMBERS, rng.randint(2, 5))
+    return Message(rng.choice(SORT[split]).format(" ".join(numbers)), "exact", "sort", exact=tuple(sorted(numbers)))
+
+
+def note(rng: random.Random, split: str) -> Message:
+    """A thing to remember; `key` is "thing place", for a later look-up."""
+    thing, place = rng.choice(ITEMS), rng.choice(PLACES)
+    return Message(rng.choice(NOTE[split]).format(thing, place), "note", "note", ACKNOWLEDGE_CORE, key=f"{thing} {place}")
+
+
+def ask_lookup(rng: random.Random, noted: Message, split: str) -> Message:
+    thing, place = noted.key.split()
+    return Message(rng.choice(LOOKUP[split]).format(thing), "exact", "lookup", exact=(place,))
