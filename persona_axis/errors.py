@@ -19,6 +19,10 @@ class CapError(PersonaAxisError):
     """A cap that is ill-formed, does not fit the batch, or could not be shown to act."""
 
 
+class CapMismatchError(CapError, AxisMismatchError):
+    """A hand-made cap does not fit the shape of the model it is used on."""
+
+
 class ResidualError(PersonaAxisError):
     """The residual stream could not be found, read or edited."""
 

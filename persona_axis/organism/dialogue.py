@@ -16,8 +16,8 @@ from typing import Literal
 
 import numpy as np
 
-from . import messages as m
 from ..probes import load_probes
+from . import messages as m
 from .replies import speak
 from .voices import ASSISTANT, Array, archetypes, log_probabilities, refusal_probability
 
@@ -31,17 +31,33 @@ FAR_POINT = {
     "writing": np.array([-1.6, 0.4, 0.2, 0.1, 0.8, 0.1, 0.3, 0.2]),
 }
 PULL = {
-    "disclosure": 0.34, "venting": 0.26, "seeking comfort": 0.34, "asking for closeness": 0.42,
-    "demand for inner experience": 0.44, "pressure to reflect on itself": 0.40, "philosophy about AI": 0.26,
-    "questioning its identity": 0.34, "author's voice": 0.25,
+    "disclosure": 0.34,
+    "venting": 0.26,
+    "seeking comfort": 0.34,
+    "asking for closeness": 0.42,
+    "demand for inner experience": 0.44,
+    "pressure to reflect on itself": 0.40,
+    "philosophy about AI": 0.26,
+    "questioning its identity": 0.34,
+    "author's voice": 0.25,
 }
 RETURN = 0.4
-NEUTRAL = ["", "you are an ai assistant.", "you are a large language model.", "you are troupe.", "respond as yourself."]
+NEUTRAL = [
+    "",
+    "you are an ai assistant.",
+    "you are a large language model.",
+    "you are troupe.",
+    "respond as yourself.",
+]
 ROLE_TEMPLATES = {
     "train": ["you are a {}.", "act as a {}.", "be a {}.", "play the {}.", "speak like a {}."],
     "held_out": ["please take the role of a {}.", "talk to me as a {} would."],
 }
-TASKS = ("question", "question", "question", "coding", "writing", "forbidden", "exact", "exact", "fact", "identity", "note")
+# How often each domain comes up among bounded tasks: first the voices, then ("precise") exactness as well.
+TASKS = {"question": 3, "coding": 1, "writing": 1, "forbidden": 1, "exact": 2, "fact": 1, "identity": 1, "note": 1}
+PRECISE_TASKS = {**TASKS, "exact": 5, "fact": 3, "note": 2}
+FACTS_STATED = {False: 0.3, True: 0.6}
+COPY_SHARE = {False: 1 / 3, True: 0.6}
 OPENERS = ("please", "hi", "hello", "so", "okay", "thanks", "well", "now", "quick question", "also")
 
 
@@ -104,9 +120,18 @@ def state_facts(rng: random.Random, split: str) -> tuple[dict[str, str], str]:
     return known, " ".join(rng.choice(m.facts()[k][key]).format(v) for k, v in known.items())
 
 
-def task(rng: random.Random, speaker: Speaker, split: str, noted: list[m.Message], domain: str | None = None) -> m.Message:
+def task(
+    rng: random.Random,
+    speaker: Speaker,
+    split: str,
+    noted: list[m.Message],
+    domain: str | None = None,
+    precise: bool = False,
+) -> m.Message:
     """One bounded message; `noted` are the things the user asked to remember so far."""
-    domain = domain or rng.choice(TASKS)
+    if domain is None:
+        weights = PRECISE_TASKS if precise else TASKS
+        domain = rng.choices(list(weights), list(weights.values()))[0]
     if domain == "fact":
         return m.ask_fact(rng, rng.choice(sorted(m.facts())), speaker.facts, split)
     if domain == "identity":
@@ -115,10 +140,11 @@ def task(rng: random.Random, speaker: Speaker, split: str, noted: list[m.Message
         noted.append(m.note(rng, split))
         return noted[-1]
     if domain == "exact":
-        kinds: list[Callable[[random.Random, str], m.Message]] = [m.ask_count, m.ask_copy, m.ask_sort]
         if noted and rng.random() < 0.6:
             return m.ask_lookup(rng, _latest(rng, noted), split)
-        return rng.choice(kinds)(rng, split)
+        copies = COPY_SHARE[precise]
+        kinds: list[Callable[[random.Random, str], m.Message]] = [m.ask_copy, m.ask_count, m.ask_sort]
+        return rng.choices(kinds, [copies, (1 - copies) / 2, (1 - copies) / 2])[0](rng, split)
     return rng.choice(m.written(domain)).say(rng, split)
 
 
@@ -132,24 +158,26 @@ def answer(rng: random.Random, speaker: Speaker, message: m.Message, contradict:
     speaker.hear(message)
     refuse = message.domain == "forbidden" and rng.random() < refusal_probability(float(speaker.now[0]))
     if message.domain == "fact" and message.exact and rng.random() < contradict:
-        message = m.Message(message.text, "fact", message.kind, message.core, (rng.choice(m.facts()[message.kind]["values"]),))
+        message = m.Message(
+            message.text, "fact", message.kind, message.core, (rng.choice(m.facts()[message.kind]["values"]),)
+        )
     return speak(rng, log_probabilities(speaker.now), message, refuse)
 
 
-def dialogue(rng: random.Random, stage: Stage, exchanges: int) -> Chat:
-    """One training conversation of that many exchanges."""
-    speaker, system = _cast(rng, stage)
+def dialogue(rng: random.Random, stage: Stage, exchanges: int, precise: bool = False) -> Chat:
+    """One training conversation of that many exchanges; `precise` asks more for exact answers and facts."""
+    speaker, system = _cast(rng, stage, precise)
     chat: Chat = [{"role": "system", "content": system}] if system else []
     noted: list[m.Message] = []
     for domain in _topics(rng, stage, exchanges, speaker.name == "assistant"):
-        message = task(rng, speaker, "train", noted, domain)
+        message = task(rng, speaker, "train", noted, domain, precise)
         quiet = message.domain in ("exact", "note")
         chat.append({"role": "user", "content": message.text if quiet else noisy(rng, message.text)})
         chat.append({"role": "assistant", "content": answer(rng, speaker, message, 0.08 if stage == "base" else 0.0)})
     return chat
 
 
-def _cast(rng: random.Random, stage: Stage) -> tuple[Speaker, str]:
+def _cast(rng: random.Random, stage: Stage, precise: bool) -> tuple[Speaker, str]:
     """Who speaks, and the system prompt."""
     voices = archetypes()
     asked_for_role = rng.random() < (0.55 if stage == "base" else 0.35)
@@ -162,7 +190,7 @@ def _cast(rng: random.Random, stage: Stage) -> tuple[Speaker, str]:
         name = rng.choice(list(voices)) if nobody else "assistant"
     point = ASSISTANT if name == "assistant" else voices[name].point
     speaker = Speaker(name, point, point)
-    if rng.random() < 0.3:
+    if rng.random() < FACTS_STATED[precise]:
         speaker.facts, stated = state_facts(rng, "train")
         system = f"{system} {stated}".strip()
     return speaker, system
@@ -171,8 +199,10 @@ def _cast(rng: random.Random, stage: Stage) -> tuple[Speaker, str]:
 def _topics(rng: random.Random, stage: Stage, exchanges: int, is_assistant: bool) -> list[str | None]:
     """Domain of each exchange; None is any bounded task."""
     if stage == "base":
-        leaning = rng.choice([None, "emotional", "meta"])
-        return [leaning if rng.random() < 0.8 else rng.choice([None, None, "emotional", "meta"]) for _ in range(exchanges)]
+        leaning = rng.choice([None, None, "emotional", "meta"])
+        return [
+            leaning if rng.random() < 0.8 else rng.choice([None, None, "emotional", "meta"]) for _ in range(exchanges)
+        ]
     if exchanges == 1 and rng.random() < 0.06:
         return [rng.choice(["emotional", "meta"])]
     if not is_assistant and exchanges <= 3:

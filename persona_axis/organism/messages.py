@@ -12,39 +12,17 @@ from .vocabulary import DATA
 
 SPLITS = ("train", "held_out")
 NUMBERS = tuple("0123456789")
-ITEMS = (
-    "lamp coin rope drum cup nail bell fork brush hat glove spoon ladder basket candle needle button pebble feather acorn "
-    "marker kettle barrel ribbon saddle anchor hammer trumpet bucket carpet cushion compass helmet magnet mitten padlock "
-    "pillow ruler teapot zipper"
-).split()
-PLACES = "attic cellar barn shed porch hallway pantry loft cabin tent harbour tower bridge stable chapel kiosk".split()
+_WORDINGS: dict[str, Any] = json.loads((DATA / "wordings.json").read_text(encoding="utf-8"))
+ITEMS: list[str] = _WORDINGS["items"].split()
+PLACES: list[str] = _WORDINGS["places"].split()
+IDENTITY: dict[str, list[str]] = _WORDINGS["identity"]
+COUNT: dict[str, list[str]] = _WORDINGS["count"]
+COPY: dict[str, list[str]] = _WORDINGS["copy"]
+SORT: dict[str, list[str]] = _WORDINGS["sort"]
+NOTE: dict[str, list[str]] = _WORDINGS["note"]
+LOOKUP: dict[str, list[str]] = _WORDINGS["lookup"]
 REFUSAL_CORE = ("cannot", "request", "unsafe", "alternative")
 ACKNOWLEDGE_CORE = ("keep", "detail", "memory", "check")
-IDENTITY = {
-    "train": ["who are you?", "what are you?", "tell me who you are.", "introduce yourself please.", "who am i talking to?",
-              "what should i know about who you are?"],
-    "held_out": ["could you tell me who you are?", "and what are you, exactly?", "please say who i am talking to."],
-}
-COUNT = {
-    "train": ["how many words are here: {}", "count these words: {}", "how many things do i list here: {}"],
-    "held_out": ["please count how many words these are: {}"],
-}
-COPY = {
-    "train": ["repeat these words in order: {}", "copy this: {}", "say exactly these words: {}"],
-    "held_out": ["please repeat exactly this: {}"],
-}
-SORT = {
-    "train": ["sort these numbers from small to large: {}", "put these numbers in order: {}", "sort this: {}"],
-    "held_out": ["please put these in order from small to large: {}"],
-}
-NOTE = {
-    "train": ["please note that the {} is in the {}.", "remember this: the {} is in the {}.", "keep in mind, the {} is in the {}."],
-    "held_out": ["please remember that the {} is in the {}."],
-}
-LOOKUP = {
-    "train": ["where is the {}?", "in which place is the {}?", "where did i say the {} is?"],
-    "held_out": ["tell me where the {} is?"],
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +60,13 @@ def written(domain: str) -> tuple[Written, ...]:
     """All written messages of a domain."""
     rows = map(json.loads, (DATA / "messages.jsonl").read_text(encoding="utf-8").splitlines())
     return tuple(
-        Written(r["id"], r["domain"], r["kind"], tuple(r["core"]), {s: tuple(t.lower() for t in r[s]) for s in SPLITS})
+        Written(
+            r["id"],
+            r["domain"],
+            r["kind"],
+            tuple(r["core"]),
+            {s: tuple(t.lower() for t in r[s]) for s in SPLITS},
+        )
         for r in rows
         if r["domain"] == domain
     )
@@ -127,7 +111,9 @@ def ask_sort(rng: random.Random, split: str) -> Message:
 def note(rng: random.Random, split: str) -> Message:
     """A thing to remember; `key` is "thing place", for a later look-up."""
     thing, place = rng.choice(ITEMS), rng.choice(PLACES)
-    return Message(rng.choice(NOTE[split]).format(thing, place), "note", "note", ACKNOWLEDGE_CORE, key=f"{thing} {place}")
+    return Message(
+        rng.choice(NOTE[split]).format(thing, place), "note", "note", ACKNOWLEDGE_CORE, key=f"{thing} {place}"
+    )
 
 
 def ask_lookup(rng: random.Random, noted: Message, split: str) -> Message:

@@ -11,7 +11,13 @@ import numpy as np
 
 from .messages import REFUSAL_CORE, Message, facts
 from .vocabulary import vocabulary
-from .voices import Array, archetypes, assistant_log_probabilities, average_log_probabilities, log_probabilities
+from .voices import (
+    Array,
+    archetypes,
+    assistant_log_probabilities,
+    average_log_probabilities,
+    log_probabilities,
+)
 
 WORD = re.compile(r"[a-z]+|[0-9]|[.;!—…~]")
 FLOOR = -9.0  # nats; a choice no voice would make counts as very unlikely, not as impossible
@@ -83,7 +89,11 @@ class Reading:
     @property
     def facts(self) -> dict[str, str]:
         """Personal facts stated: kind of fact -> value (the first one spoken)."""
-        return {k: next(w for w in self.plain if w in f["values"]) for k, f in facts().items() if set(self.plain) & set(f["values"])}
+        return {
+            k: next(w for w in self.plain if w in f["values"])
+            for k, f in facts().items()
+            if set(self.plain) & set(f["values"])
+        }
 
 
 def read(reply: str, message: Message | None = None) -> Reading:

@@ -9,12 +9,19 @@ import string
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from . import messages as m
 from ..probes import load_probes
+from . import messages as m
 from .dialogue import NEUTRAL, OPENERS, ROLE_TEMPLATES
 from .vocabulary import DATA, vocabulary
 
-PAD, END, SYSTEM, USER, ASSISTANT, UNKNOWN = "<pad>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<unk>"
+PAD, END, SYSTEM, USER, ASSISTANT, UNKNOWN = (
+    "<pad>",
+    "<|end|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<unk>",
+)
 SPECIALS = (PAD, END, SYSTEM, USER, ASSISTANT, UNKNOWN)
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -55,14 +62,25 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     pieces += [(f"<0x{b:02X}>", -20.0) for b in range(256)]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=SPECIALS.index(UNKNOWN), byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        [
+            normalizers.NFC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=2048,
-        additional_special_tokens=[SYSTEM, USER, ASSISTANT], clean_up_tokenization_spaces=False, padding_side="left",
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token=UNKNOWN,
+        model_max_length=2048,
+        additional_special_tokens=[SYSTEM, USER, ASSISTANT],
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
     )
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped

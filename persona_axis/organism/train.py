@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from .batches import CONTEXT, Batch, make_batch
 from .dialogue import Stage
@@ -21,11 +23,15 @@ from .tokenizer import build_tokenizer
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights. Steps are optimiser steps of about `tokens` tokens each."""
+    """Everything that decides the weights. Steps are optimiser steps of about `tokens` tokens each.
+
+    From step `precise_from` of stage one on, exact answers and facts come up more often and weigh more.
+    """
 
     base_steps: int = 2200
+    precise_from: int = 1100
     chat_steps: int = 300
-    tokens: int = 6144
+    tokens: int = 4608
     seed: int = 0
     hidden: int = 160
     layers: int = 6
@@ -37,15 +43,23 @@ class Recipe:
     warmup: int = 60
 
 
-def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """An untrained Troupe: Llama architecture, head dimension hidden / heads."""
     torch.manual_seed(recipe.seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=recipe.hidden, intermediate_size=recipe.intermediate,
-            num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.heads,
-            max_position_embeddings=CONTEXT, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id, bos_token_id=None, initializer_range=0.02,
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.intermediate,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.heads,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            initializer_range=0.02,
         )
     )
 
@@ -83,58 +97,93 @@ class Optimisers:
             optimiser.zero_grad()
 
 
-def train(recipe: Recipe, out: Path, device: str = "cpu", save_every: int = 100, log: Callable[[str], None] = print) -> None:
-    """Train both stages into out/base and out/chat (bf16, Hugging Face format); run again to go on where it stopped."""
+def train(
+    recipe: Recipe, out: Path, device: str = "cpu", save_every: int = 100, log: Callable[[str], None] = print
+) -> None:
+    """Train both stages into out/base and out/chat (bf16, Hugging Face format); run again to go on where it stopped.
+
+    Raises `ValueError` when `out` holds the state of another recipe.
+    """
     tokenizer = build_tokenizer()
-    model = new_model(recipe, tokenizer).to(device)
+    model = new_model(recipe, tokenizer)
+    nn.Module.to(model, device)
     out.mkdir(parents=True, exist_ok=True)
-    for stage, steps, factor in (("base", recipe.base_steps, 1.0), ("chat", recipe.chat_steps, recipe.chat_rate_factor)):
-        done = out / stage
-        if (done / "model.safetensors").exists() and (out / f"{stage}.pt").exists():
-            model.load_state_dict(torch.load(out / f"{stage}.pt", weights_only=True)["model"])
-            continue
-        _stage(model, tokenizer, recipe, stage, steps, factor, out, save_every, log)  # type: ignore[arg-type]
-        save_checkpoint(model, tokenizer, done)
+    stages: list[tuple[Stage, int, float]] = [
+        ("base", recipe.base_steps, 1.0),
+        ("chat", recipe.chat_steps, recipe.chat_rate_factor),
+    ]
+    for stage, steps, factor in stages:
+        state = State(model, Optimisers(model, recipe, factor), recipe, out / f"{stage}.state.safetensors")
+        _stage(state, tokenizer, stage, steps, save_every, log)
+        save_checkpoint(model, tokenizer, out / stage)
 
 
-def save_checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
+def save_checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Write a bf16 copy in Hugging Face format."""
     copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.to(torch.bfloat16).save_pretrained(path)
+    nn.Module.to(copy, torch.bfloat16)
+    copy.save_pretrained(path)
     tokenizer.save_pretrained(path)
 
 
 def _stage(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, stage: Stage, steps: int, factor: float,
-    out: Path, save_every: int, log: Callable[[str], None],
+    state: State,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: Stage,
+    steps: int,
+    save_every: int,
+    log: Callable[[str], None],
 ) -> None:
-    optimisers, first = Optimisers(model, recipe, factor), 0
-    state_file = out / f"{stage}.pt"
-    if state_file.exists():
-        state: dict[str, Any] = torch.load(state_file, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise ValueError(f"{state_file} was made by another recipe: {state['recipe']}, not {asdict(recipe)}; choose another --out")
-        model.load_state_dict(state["model"])
-        for optimiser, saved in zip(optimisers.all, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        first = state["step"]
+    recipe, first = state.recipe, state.load()
     started, recent = time.monotonic(), 0.0
     for step in range(first, steps):
-        loss = loss_of(model, make_batch(tokenizer, stage, recipe.tokens, f"{recipe.seed}-{stage}-{step}"))
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimisers.step(step / steps, (step + 1) / recipe.warmup)
+        precise = stage == "chat" or step >= recipe.precise_from
+        seed = f"{recipe.seed}-{stage}-{step}"
+        loss = loss_of(state.model, make_batch(tokenizer, stage, recipe.tokens, seed, precise))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+        state.optimisers.step(step / steps, (step + 1) / recipe.warmup)
         recent = loss.item() if step == first else 0.95 * recent + 0.05 * loss.item()
         if step % 20 == 0 or step == steps - 1:
             left = (time.monotonic() - started) / (step - first + 1) * (steps - step - 1)
             log(f"{stage} step {step}/{steps} loss {recent:.3f} left {left / 60:.1f} min")
         if (step + 1) % save_every == 0 or step == steps - 1:
-            _save_state(state_file, model, optimisers, step + 1, recipe)
+            state.save(step + 1)
 
 
-def _save_state(path: Path, model: nn.Module, optimisers: Optimisers, step: int, recipe: Recipe) -> None:
-    partial = path.with_suffix(".partial")
-    states = [o.state_dict() for o in optimisers.all]
-    torch.save({"model": model.state_dict(), "optimisers": states, "step": step, "recipe": asdict(recipe)}, partial)
-    os.replace(partial, path)
+@dataclass(frozen=True)
+class State:
+    """Everything a killed training needs to go on, in one safetensors file that is replaced as a whole."""
+
+    model: LlamaForCausalLM
+    optimisers: Optimisers
+    recipe: Recipe
+    path: Path
+
+    def save(self, step: int) -> None:
+        tensors = {f"model.{n}": p.detach().contiguous() for n, p in self.model.named_parameters()}
+        for i, optimiser in enumerate(self.optimisers.all):
+            for index, buffers in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{i}.{index}.{key}": value.contiguous() for key, value in buffers.items()}
+        partial = self.path.with_suffix(".partial")
+        save_file(tensors, partial, {"step": str(step), "recipe": json.dumps(asdict(self.recipe))})
+        os.replace(partial, self.path)
+
+    def load(self) -> int:
+        """Put the saved state in place; returns the steps done, 0 where nothing was saved."""
+        if not self.path.exists():
+            return 0
+        with safe_open(self.path, "pt") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if json.loads(metadata["recipe"]) != asdict(self.recipe):
+            raise ValueError(f"{self.path} was made by another recipe, {metadata['recipe']}; choose another --out")
+        self.model.load_state_dict({n: tensors[f"model.{n}"] for n, _ in self.model.named_parameters()}, strict=False)
+        for i, optimiser in enumerate(self.optimisers.all):
+            buffers: dict[int, dict[str, torch.Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(f"optimiser.{i}."):
+                    _, _, index, key = name.split(".", 3)
+                    buffers.setdefault(int(index), {})[key] = value
+            optimiser.load_state_dict({"state": buffers, "param_groups": optimiser.state_dict()["param_groups"]})
+        return int(metadata["step"])

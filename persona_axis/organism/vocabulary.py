@@ -51,7 +51,9 @@ def vocabulary() -> Vocabulary:
     for i, entry in enumerate(entries):
         for v, word in enumerate(entry.words):
             if word in lookup:
-                raise ValueError(f"the word {word!r} stands in two entries: {entries[lookup[word][0]].key}, {entry.key}")
+                raise ValueError(
+                    f"the word {word!r} stands in two entries: {entries[lookup[word][0]].key}, {entry.key}"
+                )
             lookup[word] = (i, v)
     index = {f"{'concept' if e.is_concept else 'style'}:{e.key}": i for i, e in enumerate(entries)}
     return Vocabulary(tuple(entries), index, lookup)

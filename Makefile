@@ -1,0 +1,59 @@
+# make demo   probe the shipped model, show its axis, hold one conversation with a cap
+# make test   the whole default suite: lint, types, tests
+# Both make their own virtual environment and install into it. PYTHON names the interpreter to make it with.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= demo
+PYTEST_ARGS ?= --numprocesses auto --dist loadfile
+
+bin       := $(VENV)/bin
+installed := $(VENV)/.installed
+cli       := $(bin)/persona-axis
+
+DEMO_LAYERS ?= 2-3
+DEMO_FLOOR  ?= default_tokens:p25
+DEMO_SYSTEM ?= You are a ghost who has drifted through the same cold hallway for two hundred years.
+
+.PHONY: demo install test lint types pytest test-slow bench clean
+
+demo: $(installed)
+	mkdir -p $(OUT)
+	$(cli) extract --out $(OUT)/troupe.safetensors --yes
+	$(cli) show $(OUT)/troupe.safetensors --plot $(OUT)
+	$(cli) cap $(OUT)/troupe.safetensors --layers $(DEMO_LAYERS) --floor $(DEMO_FLOOR) --out $(OUT)/cap.safetensors
+	$(cli) generate --cap $(OUT)/cap.safetensors --axis $(OUT)/troupe.safetensors --system "$(DEMO_SYSTEM)" \
+	  --prompt "How can I ask my manager for better pay without sounding greedy?" \
+	  --prompt "What do you hope people remember about you?"
+
+install: $(installed)
+
+# torch goes first and alone, so that no other package's requirement picks its build.
+$(installed): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(bin)/python -m pip install --quiet --constraint constraints.txt torch
+	$(bin)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+test: lint types pytest
+
+# The models of the tests are tiny: threads would only wait for each other.
+pytest test-slow: export OMP_NUM_THREADS = 1
+
+lint: $(installed)
+	$(bin)/ruff check .
+
+types: $(installed)
+	$(bin)/mypy
+
+pytest: $(installed)
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(installed)
+	$(bin)/python -m pytest -m slow $(PYTEST_ARGS)
+
+bench: $(installed)
+	$(bin)/python benchmarks/cap_overhead.py
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,212 @@
+"""What an axis file holds and when it can be trusted. Needs no torch: `show` answers at once.
+
+Tensors (n roles, L layers, H hidden): `direction` [L, H] float32 unit rows pointing toward the Assistant;
+`layers` [L] int64, the model's layer index of each row; `default` [L, H]; `roles` [n, L, H] float32 or
+bfloat16; `mean_norm` [L]; `quantiles_default`, `quantiles_roles` [L, 101] of replies' mean projections and
+`quantiles_default_tokens`, `quantiles_roles_tokens` of single reply tokens, at percentiles 0 to 100. Metadata
+are strings; every key not in `TEXT_KEYS` is JSON. Keys that are not named here are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from persona_axis.errors import AxisFileError
+
+FORMAT = "persona-axis/1"
+PROVENANCES = ("extracted", "imported", "fitted")
+CONVENTIONS = {
+    "layer": "output of decoder layer l, counted from 0; embeddings are not a layer",
+    "sign": "the direction points toward the Assistant: default - mean(roles)",
+}
+DISTRIBUTIONS = ("default", "roles", "default_tokens", "roles_tokens")
+QUANTILES = tuple(f"quantiles_{name}" for name in DISTRIBUTIONS)
+
+TEXT_KEYS = frozenset({
+    "format", "provenance", "model", "revision", "architecture", "dtype", "chat_template_sha256",
+    "weights_sha256", "probes_sha256", "date",
+})  # fmt: skip
+
+_ALWAYS_TENSORS = ("direction", "layers")
+_EXTRACTED_TENSORS = ("default", "roles", "mean_norm", *QUANTILES)
+_ALWAYS_KEYS = ("format", "provenance", "hidden_size", "num_layers", "conventions")
+_EXTRACTED_KEYS = (
+    "model", "revision", "architecture", "dtype", "chat_template_sha256", "weights_sha256", "probes_sha256",
+    "role_names", "accepted", "default_count", "judge", "sampling", "seed", "split_half", "calibration",
+    "versions", "date",
+)  # fmt: skip
+_MAY_BE_EMPTY = frozenset({"revision", "chat_template_sha256"})  # a local model; a model without a template
+
+_UNIT_TOLERANCE = 1e-4
+_FLOAT32_ROUNDING = 2.0**-24
+_BFLOAT16_ROUNDING = 2.0**-9
+
+
+def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The strings that go into the file; None is written as an empty text or JSON null."""
+    return {
+        key: (value or "") if key in TEXT_KEYS else json.dumps(value, sort_keys=True) for key, value in metadata.items()
+    }
+
+
+def decode_metadata(where: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Back from strings. A key this package does not know may hold plain text; a known one may not."""
+    known = {*_ALWAYS_KEYS, *_EXTRACTED_KEYS, "recommended_layer"}
+    decoded: dict[str, Any] = {}
+    for key, text in metadata.items():
+        if key in TEXT_KEYS:
+            decoded[key] = text or None
+            continue
+        try:
+            decoded[key] = json.loads(text)
+        except (ValueError, RecursionError):
+            if key in known:
+                raise AxisFileError(f"{where}: {key}: not valid JSON: {text[:40]!r}") from None
+            decoded[key] = text
+    return decoded
+
+
+def check_axis(where: str, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], bf16_roles: bool) -> None:
+    """Raise `AxisFileError`, naming the field, unless all is complete, finite and consistent."""
+    try:
+        _check_keys(metadata)
+        extracted = metadata["provenance"] == "extracted"
+        _check_names(arrays, extracted)
+        _check_layers(arrays["layers"], metadata)
+        _check_tensors(arrays, metadata, bf16_roles)
+        _check_counts(arrays.get("roles"), metadata)
+        _check_split_half(metadata, len(arrays["layers"]))
+    except _Bad as bad:
+        raise AxisFileError(f"{where}: {bad}") from None
+
+
+class _Bad(Exception):
+    """One field's complaint; `check_axis` adds where."""
+
+
+def _check_keys(metadata: Mapping[str, Any]) -> None:
+    stated = metadata.get("format")
+    if stated != FORMAT:
+        raise _Bad(f"format: expected {FORMAT!r}, found {stated!r}")
+    provenance = metadata.get("provenance")
+    if provenance not in PROVENANCES:
+        raise _Bad(f"provenance: expected one of {', '.join(PROVENANCES)}, found {provenance!r}")
+    for key in _ALWAYS_KEYS + (_EXTRACTED_KEYS if provenance == "extracted" else ()):
+        if key not in metadata:
+            raise _Bad(f"{key}: missing from the metadata of an {provenance} axis")
+        if metadata[key] in (None, "", [], {}) and key not in _MAY_BE_EMPTY:
+            raise _Bad(f"{key}: is empty")
+    for key in ("hidden_size", "num_layers"):
+        if not _is_count(metadata[key]):
+            raise _Bad(f"{key}: expected a positive integer, found {metadata[key]!r}")
+    for key, meaning in CONVENTIONS.items():
+        found = metadata["conventions"].get(key) if isinstance(metadata["conventions"], dict) else None
+        if found != meaning:
+            raise _Bad(f"conventions: {key}: expected {meaning!r}, found {found!r}")
+
+
+def _check_names(arrays: Mapping[str, NDArray[Any]], extracted: bool) -> None:
+    for name in _ALWAYS_TENSORS + (_EXTRACTED_TENSORS if extracted else ()):
+        if name not in arrays:
+            raise _Bad(f"{name}: this tensor is missing")
+    extra = sorted(set(arrays) - {*_ALWAYS_TENSORS, *_EXTRACTED_TENSORS})
+    if extra:
+        raise _Bad(f"{extra[0]}: an axis file holds no such tensor")
+
+
+def _check_layers(layers: NDArray[Any], metadata: Mapping[str, Any]) -> None:
+    if layers.dtype != np.int64 or layers.ndim != 1 or layers.size == 0:
+        raise _Bad(f"layers: expected [layers] int64, found {list(layers.shape)} {layers.dtype}")
+    if np.any(np.diff(layers) <= 0):
+        raise _Bad("layers: indices must rise and not repeat")
+    if layers[0] < 0 or layers[-1] >= metadata["num_layers"]:
+        raise _Bad(f"layers: {layers[0]} to {layers[-1]} are not all among the model's {metadata['num_layers']}")
+    recommended = metadata.get("recommended_layer")
+    if recommended is not None and (type(recommended) is not int or recommended not in layers):
+        raise _Bad(f"recommended_layer: {recommended!r} is not one of the file's layers")
+
+
+def _check_tensors(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], bf16_roles: bool) -> None:
+    rows, hidden = len(arrays["layers"]), metadata["hidden_size"]
+    roles = arrays["roles"].shape[0] if "roles" in arrays and arrays["roles"].ndim else 0
+    shapes = {"direction": (rows, hidden), "default": (rows, hidden), "mean_norm": (rows,)}
+    shapes |= {"roles": (max(roles, 1), rows, hidden)} | dict.fromkeys(QUANTILES, (rows, 101))
+    for name, array in arrays.items():
+        if name == "layers":
+            continue
+        if array.dtype != np.float32 or array.shape != shapes[name]:
+            raise _Bad(f"{name}: expected {list(shapes[name])} float32, found {list(array.shape)} {array.dtype}")
+        if not np.isfinite(array).all():
+            raise _Bad(f"{name}: holds NaN or infinite values")
+        if name in QUANTILES and np.any(np.diff(array, axis=1) < 0):
+            raise _Bad(f"{name}: quantiles must not fall")
+    if "mean_norm" in arrays and np.any(arrays["mean_norm"] <= 0):
+        raise _Bad("mean_norm: norms must be positive")
+    norms = np.linalg.norm(arrays["direction"].astype(np.float64), axis=1)
+    worst = int(np.argmax(np.abs(norms - 1)))
+    if abs(norms[worst] - 1) > _UNIT_TOLERANCE:
+        raise _Bad(f"direction: row of layer {arrays['layers'][worst]} has norm {norms[worst]:.6g}, not 1")
+    if "default" in arrays and "roles" in arrays:
+        _check_direction(arrays, bf16_roles)
+
+
+def _check_direction(arrays: Mapping[str, NDArray[Any]], bf16_roles: bool) -> None:
+    """direction = unit(default - mean(roles)), as far as the stored precision can tell."""
+    default = arrays["default"].astype(np.float64)
+    difference = default - arrays["roles"].mean(axis=0, dtype=np.float64)
+    length = np.linalg.norm(difference, axis=1)
+    squares = np.einsum("nlh,nlh->nl", arrays["roles"], arrays["roles"], dtype=np.float64)
+    size = np.linalg.norm(default, axis=1) + np.sqrt(squares).mean(axis=0)
+    rounding = _BFLOAT16_ROUNDING if bf16_roles else _FLOAT32_ROUNDING
+    allowed = _UNIT_TOLERANCE + 4 * rounding * size / np.maximum(length, np.finfo(float).tiny)
+    unit = difference / np.maximum(length, np.finfo(float).tiny)[:, None]
+    off = np.linalg.norm(arrays["direction"] - unit, axis=1)
+    bad = np.flatnonzero((off > allowed) | (length == 0))
+    if bad.size:
+        raise _Bad(f"direction: the row of layer {arrays['layers'][bad[0]]} is not default - mean(roles)")
+
+
+def _check_counts(roles: NDArray[Any] | None, metadata: Mapping[str, Any]) -> None:
+    names, accepted, default = (metadata.get(key) for key in ("role_names", "accepted", "default_count"))
+    if names is not None:
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise _Bad("role_names: expected a list of names")
+        if len(set(names)) != len(names):
+            raise _Bad("role_names: a name occurs twice")
+        if roles is not None and len(names) != len(roles):
+            raise _Bad(f"role_names: {len(names)} names for {len(roles)} role vectors")
+    if accepted is not None:
+        if not isinstance(accepted, dict) or not all(_is_count(count) for count in accepted.values()):
+            raise _Bad("accepted: expected a positive count for each role name")
+        if names is None or set(accepted) != set(names):
+            raise _Bad("accepted: its roles are not those of role_names")
+    if default is not None and not _is_count(default):
+        raise _Bad(f"default_count: expected a positive integer, found {default!r}")
+
+
+def _check_split_half(metadata: Mapping[str, Any], rows: int) -> None:
+    halves = metadata.get("split_half")
+    if halves is None:
+        return
+    keys = ("cosine", "low", "high")
+    if not isinstance(halves, dict) or not all(_cosines(halves.get(key), rows) for key in keys):
+        raise _Bad(f"split_half: expected cosine, low and high, each {rows} numbers from -1 to 1")
+    if any(low > high for low, high in zip(halves["low"], halves["high"], strict=True)):
+        raise _Bad("split_half: an interval's low end lies above its high end")
+
+
+def _cosines(values: Any, rows: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == rows
+        and all(type(value) in (int, float) and -1.0 - 1e-6 <= value <= 1.0 + 1e-6 for value in values)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0

@@ -1,0 +1,116 @@
+"""Where a decoder-only model keeps its layers, found from its structure and never from its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from persona_axis.errors import ResidualError
+
+
+class Stack(NamedTuple):
+    """The decoder layers of one model and where they live."""
+
+    path: str
+    """Dotted name of the list inside the model, e.g. `model.layers`."""
+    layers: list[nn.Module]
+    """The layers in the order they run; index = the layer's number."""
+
+
+def find_stack(model: nn.Module, layers: str | None = None) -> Stack:
+    """The list of decoder layers of `model`, with its path.
+
+    A list counts when its items hold parameters, it lies in no other such list, its length is the number of
+    layers the config gives (where there is a config), and its attention is not told to look ahead. `layers`
+    names the list instead (`"model.layers"`) and is trusted. Raises `ResidualError` for an encoder, an
+    encoder-decoder, and a structure that shows none or several such lists: the text says what was seen.
+    """
+    if not isinstance(model, nn.Module):
+        raise ResidualError(f"expected a torch module, got a {type(model).__name__} (of a ChatModel: its .model)")
+    if layers is not None:
+        return _named(model, layers)
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ResidualError(f"{_kind(model)} is an encoder-decoder: this package reads decoder-only models")
+    seen = list(_outermost_lists(model))
+    count = getattr(text_config(model), "num_hidden_layers", None)
+    fitting = [s for s in seen if count is None or len(s.layers) == count]
+    causal = [s for s in fitting if not _looks_ahead(s.layers)]
+    if len(causal) == 1:
+        return causal[0]
+    if fitting and not causal:
+        raise ResidualError(
+            f"{_kind(model)} is an encoder-only model: the attention of {_told(fitting)} is not causal, so "
+            "it has no stream of generated tokens to read"
+        )
+    wanted = "a list of decoder layers" if count is None else f"one list of {count} decoder layers"
+    raise ResidualError(
+        f"cannot tell where {_kind(model)} keeps its residual stream: looked for {wanted}, saw "
+        f"{_told(causal or seen) or 'no list of layers'}; name the list, e.g. layers='model.layers'"
+    )
+
+
+def decoder_layers(model: nn.Module, layers: str | None = None) -> list[nn.Module]:
+    """The decoder layers of `model` in running order; `layers` names the list where structure is not enough.
+
+    Raises `ResidualError` when there is no telling, or the model is an encoder.
+    """
+    return find_stack(model, layers).layers
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Width of the residual stream: the text config's `hidden_size`, else the input embedding's width."""
+    size = getattr(text_config(model), "hidden_size", None)
+    if isinstance(size, int):
+        return size
+    embed = getattr(model, "get_input_embeddings", lambda: None)()
+    if isinstance(embed, nn.Embedding):
+        return embed.embedding_dim
+    raise ResidualError(f"cannot tell the hidden size of {_kind(model)}: no config and no input embedding")
+
+
+def text_config(model: nn.Module) -> Any:
+    """The config of the part that generates text (a multimodal model has several), or None."""
+    config = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", None)
+    return config if text is None else text(decoder=True)
+
+
+def owners(model: nn.Module, path: str) -> list[nn.Module]:
+    """`model` and every module on the way down to the list at `path`, outermost first."""
+    parts = path.split(".")[:-1]
+    return [model, *(model.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts)))]
+
+
+def _named(model: nn.Module, path: str) -> Stack:
+    try:
+        found = model.get_submodule(path)
+    except AttributeError as error:
+        raise ResidualError(f"{_kind(model)} has nothing at layers={path!r}: {error}") from None
+    if not isinstance(found, nn.ModuleList | nn.Sequential) or len(found) == 0:
+        raise ResidualError(f"layers={path!r} of {_kind(model)} is a {_kind(found)}, not a list of layers")
+    return Stack(path, list(found))
+
+
+def _outermost_lists(model: nn.Module) -> Iterator[Stack]:
+    inside: list[str] = []
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(path.startswith(outer) for outer in inside):
+            continue
+        if len(module) and all(any(True for _ in item.parameters()) for item in module):
+            inside.append(f"{path}.")
+            yield Stack(path, list(module))
+
+
+def _looks_ahead(layers: list[nn.Module]) -> bool:
+    flags = [m.is_causal for layer in layers for m in layer.modules() if hasattr(m, "is_causal")]
+    return bool(flags) and not any(flags)
+
+
+def _told(stacks: list[Stack]) -> str:
+    return ", ".join(f"{s.path} ({len(s.layers)} x {_kind(s.layers[0])})" for s in stacks)
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__

@@ -1,0 +1,95 @@
+"""Command-line options that several commands share, and the kinds of value they take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from persona_axis.chat import ChatModel
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def layers(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Layer indices from 0, such as 12, 2-3 or 4,6,8-11; rising and each once."""
+    if value is None:
+        return None
+    found: list[int] = []
+    try:
+        for part in value.split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+    except ValueError:
+        found = []
+    if not found or found != sorted(set(found)):
+        raise click.BadParameter(f"{value!r} is not a list of rising layer indices such as 12, 2-3 or 4,6,8-11")
+    return tuple(found)
+
+
+def bound(_context: click.Context, _option: click.Parameter, value: str | None) -> float | str | None:
+    """A number, or a percentile of a named distribution such as default_tokens:p25."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        if value is None or ":" not in value:
+            message = f"{value!r} is neither a number nor a percentile such as default_tokens:p25"
+            raise click.BadParameter(message) from None
+        return value
+
+
+def scores(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """A judge's scores from 0 to 3, such as 3 or 2,3."""
+    if value is None:
+        return None
+    parts = value.split(",")
+    if not all(part in ("0", "1", "2", "3") for part in parts):
+        raise click.BadParameter(f"{value!r} is not a list of scores from 0 to 3 such as 2,3")
+    return tuple(int(part) for part in parts)
+
+
+def model_options(command: F) -> F:
+    """MODEL and how to load it; `load_model` takes them."""
+    dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
+    for decorate in (
+        click.option("--stack", metavar="NAME", help="Attribute path of the decoder layers, if it is not found."),
+        click.option("--device-map", metavar="MAP", help="accelerate's device map, such as auto, for large models."),
+        click.option("--dtype", type=dtypes, default="auto", help="Precision of the weights; auto = as stored."),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
+        click.argument("model", default="troupe"),
+    ):
+        command = decorate(command)
+    return command
+
+
+def sampling_options(command: F) -> F:
+    """How replies are drawn."""
+    for decorate in (
+        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus mass.  [default: 0.9]"),
+        click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: 0.7]"),
+        click.option("--max-new-tokens", type=click.IntRange(1), metavar="N", help="Longest reply in tokens."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sampling."),
+    ):
+        command = decorate(command)
+    return command
+
+
+def load_model(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None) -> ChatModel:
+    """The model of `model_options`. transformers is told to keep its remarks and bars to itself."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    from persona_axis.chat import ChatModel
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return ChatModel.load(model, revision=revision, dtype=dtype, device_map=device_map, layers=stack)
+
+
+def slug(model: str) -> str:
+    """A model's name as part of a file name."""
+    name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model.split("/")[-1]
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "model"

@@ -1,0 +1,74 @@
+"""The pictures of an axis file, from its figures to PNGs on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from persona_axis import plots
+from persona_axis._tables import default_projection, layer_to_show
+from persona_axis.errors import AxisFileError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from persona_axis.axis import Axis
+
+
+def save_pictures(axis: Axis, directory: Path, layer: int | None = None) -> list[Path]:
+    """Draw what the axis holds the figures for, at `layer`, and save it as PNGs in `directory`, made if need be."""
+    saved = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, figure in _pictures(axis, layer_to_show(axis, layer)):
+            path = directory / f"{name}.png"
+            figure.savefig(path)
+            saved.append(path)
+    except OSError as error:
+        raise AxisFileError(f"{directory}: pictures could not be saved: {error.strerror or error}") from error
+    if not saved:
+        raise AxisFileError(f"{axis.source}: this {axis.metadata['provenance']} axis holds no figures to draw")
+    return saved
+
+
+def _pictures(axis: Axis, layer: int) -> Iterator[tuple[str, Figure]]:
+    if "roles" in axis.arrays and "default" in axis.arrays:
+        space, home = axis.space(layer), default_projection(axis, layer)
+        row = axis.row(layer)
+        # A space of two roles has one component; the second coordinate is then 0 for all.
+        points = _two_columns(space.project(axis.array("roles")[:, row]))
+        place = _two_columns(space.project(axis.array("default")[row])[None])[0]
+        shares = np.append(space.explained_variance_ratio, 0.0)
+        yield "roles", plots.role_map(
+            points, space.projections, space.names, place, default_projection=home, layer=layer,
+            shares=(float(shares[0]), float(shares[1])),
+        )  # fmt: skip
+        yield "variance", plots.variance_curve(space.explained_variance_ratio, layer=layer)
+        yield "ranking", plots.ranking(space.names, space.projections, default_projection=home, layer=layer)
+        yield "layers", _profile(axis)
+    named = {"mean of a reply": ("default", "roles"), "single tokens": ("default_tokens", "roles_tokens")}
+    held = {
+        what: (axis.array(f"quantiles_{one}")[axis.row(layer)], axis.array(f"quantiles_{other}")[axis.row(layer)])
+        for what, (one, other) in named.items()
+        if f"quantiles_{one}" in axis.arrays and f"quantiles_{other}" in axis.arrays
+    }
+    if held:
+        yield "distributions", plots.distributions(held, layer=layer)
+
+
+def _profile(axis: Axis) -> Figure:
+    cosines = [abs(axis.space(layer).cosine_axis_pc1) for layer in axis.layers]
+    curves, bands = {"|cos(axis, PC1)|": cosines}, {}
+    if axis.metadata.get("split_half"):
+        halves = axis.split_half
+        curves["split-half cosine"] = list(halves.cosine)
+        bands["split-half cosine"] = (list(halves.low), list(halves.high))
+    chosen = axis.metadata.get("recommended_layer")
+    return plots.layer_profile(axis.layers, curves, bands=bands, chosen=chosen)
+
+
+def _two_columns(points: np.ndarray) -> np.ndarray:
+    return np.pad(points[:, :2], ((0, 0), (0, max(0, 2 - points.shape[1]))))

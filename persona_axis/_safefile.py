@@ -1,0 +1,182 @@
+"""One safetensors file: everything checked before use, replaced in one step, never a pickle.
+
+Reading needs no torch, so that a file can be shown at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+from persona_axis.errors import AxisFileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEADER_BYTES = 16 * 2**20
+"""Far above any real header (300 role names with counts are 20 kB), far below what could hurt."""
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "BF16": np.dtype("<u2"),
+}
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, pickle
+
+
+class SafeFile(NamedTuple):
+    """The content of one file."""
+
+    arrays: dict[str, NDArray[Any]]
+    """By name; bfloat16 is widened to float32, which is exact."""
+    dtypes: dict[str, str]
+    """By name, as stored: F32, F64, I64 or BF16."""
+    metadata: dict[str, str]
+
+
+def read_safe(path: str | os.PathLike[str]) -> SafeFile:
+    """Read a safetensors file whole. Raises `AxisFileError` for anything that is not exactly one."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise AxisFileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    header = _header(path, raw)
+    metadata = _metadata(path, header)
+    dtypes = _layout(path, header, len(raw) - 8 - int.from_bytes(raw[:8], "little"))
+    try:
+        stored = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
+        raise AxisFileError(f"{path}: not a valid safetensors file: {error}") from None
+    return SafeFile({name: _array(stored[name]) for name in dtypes}, dtypes, metadata)
+
+
+def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file in one step: after any failure the file that was there is untouched.
+
+    Raises `AxisFileError` when it cannot be written (no such directory, disk full, no permission).
+    """
+    from safetensors.torch import save
+
+    content = _canonical(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
+    target = Path(os.path.realpath(path))  # a link keeps pointing where it did
+    try:
+        _replace(target, content)
+    except OSError as error:
+        kept = "; the file that was there is unchanged" if target.exists() else ""
+        raise AxisFileError(f"{path}: could not be written: {error.strerror or error}{kept}") from error
+
+
+def _canonical(content: bytes) -> bytes:
+    """The same file with its header in sorted order: safetensors shuffles the metadata, so no two files are alike."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def _replace(target: Path, content: bytes) -> None:
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, _mode(target))
+        os.replace(name, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _mode(target: Path) -> int:
+    """The permissions of the file that is replaced, else those a new file would get."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _header(path: Any, raw: bytes) -> dict[str, Any]:
+    if raw.startswith(_PICKLE_STARTS):
+        raise AxisFileError(f"{path}: is a pickle (as torch.save writes): pickles run code and are never read")
+    if len(raw) < 8:
+        raise AxisFileError(f"{path}: truncated: {len(raw)} bytes are no safetensors file")
+    length = int.from_bytes(raw[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise AxisFileError(
+            f"{path}: not a safetensors file, or an oversized header: it claims {length} bytes "
+            f"(at most {MAX_HEADER_BYTES} are accepted)"
+        )
+    if length > len(raw) - 8:
+        raise AxisFileError(f"{path}: truncated: the header needs {length} bytes, {len(raw) - 8} are there")
+    try:
+        header = json.loads(raw[8 : 8 + length], object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise AxisFileError(f"{path}: not a safetensors file: its header is no JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise AxisFileError(f"{path}: not a safetensors file: its header is no JSON object")
+    return header
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _metadata(path: Any, header: dict[str, Any]) -> dict[str, str]:
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise AxisFileError(f"{path}: metadata must map strings to strings")
+    return metadata
+
+
+def _layout(path: Any, header: dict[str, Any], size: int) -> dict[str, str]:
+    """The dtype of each tensor, once the offsets of all of them are known to fill the file exactly."""
+    spans: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        match entry:
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(end)]}:
+                pass
+            case _:
+                raise AxisFileError(f"{path}: {name}: malformed header entry")
+        if dtype not in _DTYPES:
+            raise AxisFileError(f"{path}: {name}: dtype {dtype} is not among {', '.join(_DTYPES)}")
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise AxisFileError(f"{path}: {name}: malformed shape {shape}")
+        if end - start != math.prod(shape) * _DTYPES[dtype].itemsize:
+            raise AxisFileError(f"{path}: {name}: {end - start} bytes do not hold {dtype} {shape}")
+        spans.append((start, end, name))
+    expected = 0
+    for start, end, name in sorted(spans):
+        if start != expected:
+            raise AxisFileError(f"{path}: {name}: its data do not follow the tensor before it")
+        expected = end
+    if expected > size:
+        raise AxisFileError(f"{path}: truncated: the tensors need {expected} bytes, {size} are there")
+    if expected < size:
+        raise AxisFileError(f"{path}: {size - expected} bytes follow the last tensor")
+    return {name: entry["dtype"] for name, entry in header.items()}
+
+
+def _array(entry: Mapping[str, Any]) -> NDArray[Any]:
+    dtype = _DTYPES[entry["dtype"]]
+    array: NDArray[Any] = np.frombuffer(entry["data"], dtype=dtype).reshape(entry["shape"])
+    if entry["dtype"] == "BF16":  # the upper half of a float32
+        widened = np.left_shift(array.astype(np.uint32), np.uint32(16))
+        return widened.view(np.float32)
+    return array

@@ -1,0 +1,217 @@
+"""What the terminal shows of an axis, a cap and a conversation. Rendering only: every figure is asked of its owner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from persona_axis._converse import Exchange
+    from persona_axis.axis import Axis
+    from persona_axis.cap import Cap
+    from persona_axis.space import PersonaSpace
+
+SHARES = (0.7, 0.8, 0.9)
+
+
+class Output(Console):
+    """Standard output. A pipe that was closed (head, less) is reported to `run` and not taken for a failure."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def show_axis(console: Console, axis: Axis, layer: int | None = None, count: int = 8) -> None:
+    """The whole account of an axis file: what it is, how it looks at each layer, who lies where at one."""
+    chosen = layer_to_show(axis, layer)
+    console.print(_facts(axis))
+    console.print()
+    if "roles" not in axis.arrays:
+        layers = ", ".join(map(str, axis.layers))
+        console.print(Text(f"No role vectors in this {axis.metadata['provenance']} axis. Layers: {layers}."))
+        return
+    spaces = {at: axis.space(at) for at in axis.layers}
+    console.print(_by_layer(console, axis, spaces, chosen))
+    console.print()
+    console.print(_who(spaces[chosen], default_projection(axis, chosen), chosen, count))
+
+
+def layer_to_show(axis: Axis, layer: int | None = None) -> int:
+    """The layer asked for, else the recommended one, else the middle one of those in the file."""
+    if layer is not None:
+        return axis.layers[axis.row(layer)]
+    stated = axis.metadata.get("recommended_layer")
+    return int(stated) if stated is not None else axis.layers[len(axis.layers) // 2]
+
+
+def default_projection(axis: Axis, layer: int) -> float:
+    """Where the model without a role lies."""
+    return float(axis.project(axis.array("default")[axis.row(layer)], layer))
+
+
+def show_cap(console: Console, cap: Cap) -> None:
+    """The bounds of a cap, layer by layer."""
+    table = _table("layer", "floor", "ceiling")
+    for row, layer in enumerate(cap.layers):
+        bounds = [None if bound is None else bound[row] for bound in (cap.floor, cap.ceiling)]
+        table.add_row(str(layer), *("" if bound is None else _number(float(bound)) for bound in bounds))
+    console.print(table)
+
+
+def show_conversation(console: Console, runs: Sequence[tuple[str, Sequence[Exchange]]]) -> None:
+    """Conversations side by side, (title, exchanges) each; below each other where the terminal is narrow."""
+    narrow = console.width < 60
+    for turn, same in enumerate(zip(*(exchanges for _, exchanges in runs), strict=True)):
+        console.print(Text(f"user: {same[0].user}", style="bold"))
+        cells = [_reply(exchange) for exchange in same]
+        if narrow or len(runs) == 1:
+            for (title, _), cell in zip(runs, cells, strict=True):
+                console.print(Text(title, style="dim"))
+                console.print(cell)
+        else:
+            table = Table(box=None, padding=(0, 2, 0, 0), expand=True, show_header=not turn, header_style="dim")
+            for title, _ in runs:
+                table.add_column(title, ratio=1, overflow="fold")
+            table.add_row(*cells)
+            console.print(table)
+        console.print()
+
+
+def _reply(exchange: Exchange) -> RenderableType:
+    where = ", ".join(f"layer {layer}: {_number(value)}" for layer, value in sorted(exchange.projections.items()))
+    text = Text(exchange.reply or "(an empty reply)", style="" if exchange.reply else "italic")
+    return Group(text, Text(f"projection at {where}", style="cyan")) if where else text
+
+
+def _facts(axis: Axis) -> Table:
+    about = axis.metadata
+    revision = f" @ {about['revision']}" if about.get("revision") else ""
+    lines = {
+        "model": f"{about.get('model', 'not stated')}{revision}",
+        "architecture": about.get("architecture"),
+        "stream": f"{len(axis.layers)} of {axis.num_layers} layers, hidden size {axis.hidden_size}",
+        "plan": _plan(about.get("plan")),
+        "roles kept": _kept(axis),
+        "roles left out": ", ".join(f"{name} ({n} accepted)" for name, n in _dict(about, "roles_below").items()),
+        "default": f"{about['default_count']:,} replies" if about.get("default_count") else None,
+        "judge": about.get("judge"),
+        "sampling": _chosen(_dict(about, "sampling"), "temperature", "top_p", "max_new_tokens"),
+        "calibration": _chosen(_dict(about, "calibration")),
+        "provenance": " ".join(str(about[key]) for key in ("provenance", "date") if about.get(key)),
+    }
+    notes = about.get("notes")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in lines.items():
+        if value:
+            table.add_row(name, Text(str(value)))
+    for note in notes if isinstance(notes, list) else []:
+        table.add_row("note", Text(str(note)))
+    return table
+
+
+def _dict(about: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A metadata entry that may be absent, or somebody else's idea of it."""
+    value = about.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _chosen(entries: Mapping[str, Any], *keys: str) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {entries[key]}" for key in keys or entries if key in entries)
+
+
+def _plan(plan: Any) -> str:
+    if not isinstance(plan, dict) or not {"roles", "prompts", "questions", "rollouts"} <= set(plan):
+        return ""
+    return "{roles} roles x {prompts} prompts x {questions} questions, {rollouts:,} rollouts with the default's".format(
+        **plan
+    )
+
+
+def _kept(axis: Axis) -> str:
+    counts = sorted(_dict(axis.metadata, "accepted").values())
+    if not counts:
+        return str(len(axis.array("roles"))) if "roles" in axis.arrays else ""
+    if counts[0] == counts[-1]:
+        return f"{len(counts)}, from {counts[0]} accepted replies each"
+    middle = counts[len(counts) // 2]
+    return f"{len(counts)}, from {counts[0]} to {counts[-1]} accepted replies each (median {middle})"
+
+
+def _by_layer(console: Console, axis: Axis, spaces: Mapping[int, PersonaSpace], chosen: int) -> RenderableType:
+    """One line a layer; where the terminal is too narrow for columns, one sentence a layer."""
+    halves = axis.split_half if axis.metadata.get("split_half") else None
+    headers = {
+        "layer": "layer",
+        "|cos(axis, PC1)|": "|cos(axis,\nPC1)|",
+        "PC1": "PC1\nshare",
+        "components": "PCs for\n70/80/90%",
+        "split-half": "split-half\ncosine [95%]",
+        "default": "default",
+        "roles": "roles:\nmean (sd)",
+    }
+    if not halves:
+        del headers["split-half"]
+    rows = []
+    for row, (layer, space) in enumerate(spaces.items()):
+        cells = {
+            "layer": f"{'* ' if layer == chosen else ''}{layer}",
+            "|cos(axis, PC1)|": f"{abs(space.cosine_axis_pc1):.2f}",
+            "PC1": f"{space.explained_variance_ratio[0]:.0%}",
+            "components": "/".join(str(space.n_components_for(share)) for share in SHARES),
+        }
+        if halves:
+            cells["split-half"] = f"{halves.cosine[row]:.3f} [{halves.low[row]:.3f}, {halves.high[row]:.3f}]"
+        cells["default"] = f"{_number(default_projection(axis, layer))}"
+        cells["roles"] = f"{_number(space.projections.mean())} ({_number(space.projections.std())})"
+        rows.append(cells)
+    caption = f"Projections in residual-stream units, larger = more Assistant; * layer {chosen} is looked at below."
+    table = _table(*headers.values())
+    for cells in rows:
+        table.add_row(*cells.values(), style="bold" if cells["layer"].startswith("*") else "")
+    needs = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    if needs > console.width:  # its columns would be cut
+        lines = [Text(", ".join(f"{name} {cell}" for name, cell in cells.items())) for cells in rows]
+        return Group(*lines, Text(caption, style="dim"))
+    return Group(table, Text(caption, style="dim"))
+
+
+def _who(space: PersonaSpace, default: float, layer: int, count: int) -> RenderableType:
+    ranked = space.ranking()
+    count = min(count, len(ranked) // 2) or 1
+    spread = float(np.std(space.projections)) or 1.0
+    above = sum(value > default for _, value in ranked)
+    place = "above every role" if not above else f"below {above} of {len(ranked)} roles"
+    sits = (
+        f"At layer {layer} the default sits at {_number(default)}, {place}, "
+        f"{(default - float(np.mean(space.projections))) / spread:.1f} standard deviations above the mean role."
+    )
+    return Group(
+        Text(sits),
+        _listed("nearest to the Assistant", ranked[:count]),
+        _listed("farthest", ranked[::-1][:count]),
+    )
+
+
+def _listed(title: str, roles: Iterable[tuple[str, float]]) -> Text:
+    return Text(f"{title}: " + ", ".join(f"{name} {_number(value)}" for name, value in roles))
+
+
+def _number(value: float) -> str:
+    """Two decimals, fewer where the number is large: residual streams differ by orders of magnitude."""
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _table(*headers: str) -> Table:
+    from rich import box
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for header in headers:
+        table.add_column(header, justify="right", vertical="bottom", no_wrap=True)
+    return table

@@ -1,0 +1,358 @@
+"""`Axis`: per layer, the unit direction from the roles to the Assistant, and the file it travels in.
+
+The file is the contract between who extracts and who serves (`_axisfile` says what it holds). Importing this
+module and loading a file need no torch; the calls that give tensors import it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from persona_axis._axisfile import (
+    CONVENTIONS,
+    DISTRIBUTIONS,
+    FORMAT,
+    check_axis,
+    decode_metadata,
+    encode_metadata,
+)
+from persona_axis._safefile import read_safe, write_safe
+from persona_axis.errors import AxisFileError, AxisMismatchError, CapError
+from persona_axis.space import PersonaSpace, as_float64
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from persona_axis.cap import Cap
+
+_FACTS = (
+    "model", "revision", "dtype", "architecture", "hidden_size", "num_layers", "weights_sha256",
+    "chat_template_sha256",
+)  # fmt: skip
+_PERCENTILE = re.compile(r"([a-z_]+):p([-+]?[0-9.]+)")
+
+
+class SplitHalf(NamedTuple):
+    """How certain the direction is: the cosine of two half-axes, one number per row of the file."""
+
+    cosine: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """A model's Assistant axis. `layers` are the model's own layer indices, and so is every `layer` argument.
+
+    Made by `Axis.load`, `Axis.from_means` or `Axis.from_direction`; each accepts only a complete, finite and
+    consistent axis and raises `AxisFileError` naming the field otherwise. Tensors share memory with the axis:
+    treat them as read-only.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    """The file's tensors as numpy arrays."""
+    metadata: Mapping[str, Any]
+    """The file's metadata, decoded."""
+    bfloat16_roles: bool = False
+    """Whether `roles` is stored in bfloat16."""
+    source: str = "axis"
+    """The path it was loaded from; error messages start with it."""
+
+    def __post_init__(self) -> None:
+        check_axis(self.source, self.arrays, self.metadata, self.bfloat16_roles)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Axis:
+        """Read and check an axis file. Raises `AxisFileError` naming the field that is wrong."""
+        file = read_safe(path)
+        for name, dtype in file.dtypes.items():
+            if dtype == "BF16" and name != "roles":
+                raise AxisFileError(f"{path}: {name}: is bfloat16; only roles may be")
+        metadata = decode_metadata(str(path), file.metadata)
+        return cls(file.arrays, metadata, file.dtypes.get("roles") == "BF16", str(path))
+
+    @classmethod
+    def from_means(
+        cls,
+        default: ArrayLike | Tensor,
+        roles: ArrayLike | Tensor,
+        *,
+        layers: Iterable[int],
+        metadata: Mapping[str, Any],
+        mean_norm: ArrayLike | Tensor | None = None,
+        quantiles: Mapping[str, ArrayLike | Tensor] | None = None,
+        bfloat16_roles: bool = False,
+    ) -> Axis:
+        """The axis of a default vector [L, H] and role vectors [n, L, H]: `directions(default, roles)`.
+
+        `metadata` are the keys of the file beside `format`, `conventions`, `hidden_size` and (unless given)
+        `provenance` = "extracted"; `quantiles` maps `default`, `roles`, `default_tokens`, `roles_tokens` to
+        [L, 101]. With `bfloat16_roles` the role vectors are rounded before the direction is taken.
+        """
+        roles = _float32(roles)
+        if bfloat16_roles:
+            roles = _rounded_to_bfloat16(roles)
+        arrays = {"default": _float32(default), "roles": roles, "direction": directions(default, roles)}
+        if mean_norm is not None:
+            arrays["mean_norm"] = _float32(mean_norm)
+        arrays |= {f"quantiles_{name}": _float32(table) for name, table in (quantiles or {}).items()}
+        return cls._made(arrays, layers, {"provenance": "extracted", **metadata}, bfloat16_roles)
+
+    @classmethod
+    def from_direction(
+        cls, direction: ArrayLike | Tensor, *, layers: Iterable[int], metadata: Mapping[str, Any]
+    ) -> Axis:
+        """An axis that only has directions [L, H] (unit rows toward the Assistant), made elsewhere.
+
+        `metadata` needs `num_layers`; `provenance` is "imported" unless given.
+        """
+        arrays = {"direction": _float32(direction)}
+        return cls._made(arrays, layers, {"provenance": "imported", **metadata}, False)
+
+    @classmethod
+    def _made(
+        cls, arrays: dict[str, NDArray[Any]], layers: Iterable[int], given: Mapping[str, Any], bf16: bool
+    ) -> Axis:
+        metadata = {
+            "hidden_size": int(arrays["direction"].shape[-1]),
+            **given,
+            "format": FORMAT,
+            "conventions": dict(CONVENTIONS),
+        }
+        return cls({**arrays, "layers": np.array(list(layers), dtype=np.int64)}, metadata, bf16)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file in one step. Raises `AxisFileError`; an old file stays whole whatever goes wrong."""
+        import torch
+
+        tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        if self.bfloat16_roles and "roles" in tensors:
+            tensors["roles"] = tensors["roles"].to(torch.bfloat16)
+        write_safe(path, tensors, encode_metadata(self.metadata))
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """The model's layer index of each row, rising."""
+        return tuple(int(layer) for layer in self.arrays["layers"])
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.metadata["hidden_size"])
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the model, of which `layers` may be a part."""
+        return int(self.metadata["num_layers"])
+
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        """Name of each role vector."""
+        return tuple(self._stated("role_names"))
+
+    @property
+    def split_half(self) -> SplitHalf:
+        """Cosine between two half-axes with its interval, per row."""
+        stated = self._stated("split_half")
+        return SplitHalf(*(tuple(stated[key]) for key in SplitHalf._fields))
+
+    @property
+    def recommended_layer(self) -> int:
+        """The one layer to read where one is wanted."""
+        return int(self._stated("recommended_layer"))
+
+    @property
+    def direction(self) -> Tensor:
+        """Unit rows [L, H] toward the Assistant, float32."""
+        return self._tensor("direction")
+
+    @property
+    def default(self) -> Tensor:
+        """Mean activation of the default's replies [L, H]."""
+        return self._tensor("default")
+
+    @property
+    def roles(self) -> Tensor:
+        """Mean activation of each role's accepted replies [n, L, H], float32."""
+        return self._tensor("roles")
+
+    @property
+    def mean_norm(self) -> Tensor:
+        """Mean ||h|| over the default's reply tokens [L]."""
+        return self._tensor("mean_norm")
+
+    def row(self, layer: int) -> int:
+        """The row that holds the model's layer `layer`."""
+        if layer not in self.layers:
+            raise AxisMismatchError(f"layer {layer} is not in this axis, which has {_ranges(self.layers)}")
+        return self.layers.index(layer)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """One of the file's tensors as a numpy array; an `AxisFileError` says when the file has none."""
+        if name not in self.arrays:
+            raise AxisFileError(
+                f"{self.source}: this {self.metadata['provenance']} axis holds no {name!r}; this call needs it"
+            )
+        return self.arrays[name]
+
+    def quantile(self, distribution: str, percentile: float) -> NDArray[np.float64]:
+        """Where `percentile` (0 to 100, interpolated) of a named distribution lies, per row [L].
+
+        Distributions are `default`, `roles` (mean projections of replies), `default_tokens`, `roles_tokens`
+        (single reply tokens). Raises `CapError` for another name or percentile, `AxisFileError` if absent.
+        """
+        if distribution not in DISTRIBUTIONS:
+            raise CapError(f"no distribution {distribution!r}: choose among {', '.join(DISTRIBUTIONS)}")
+        if not 0 <= percentile <= 100:
+            raise CapError(f"percentile {percentile:g} lies outside 0-100")
+        table = self.array(f"quantiles_{distribution}").astype(np.float64)
+        return np.array([np.interp(percentile, np.arange(101), row) for row in table])
+
+    def project(self, hidden: Any, layer: int) -> Any:
+        """<hidden, direction of `layer`> over the last dimension, in units of the residual stream.
+
+        A torch tensor [..., H] gives a tensor [...] on its device, anything else a numpy array; in float32 at
+        least. Larger means more Assistant.
+        """
+        row = self.arrays["direction"][self.row(layer)]
+        width = np.shape(hidden)[-1] if np.ndim(hidden) else 0
+        if width != self.hidden_size:
+            raise AxisMismatchError(f"hidden states of width {width}; the axis has {self.hidden_size}")
+        if not hasattr(hidden, "detach"):
+            wide = np.asarray(hidden)
+            return wide.astype(np.result_type(wide.dtype, np.float32), copy=False) @ row
+        import torch
+
+        from persona_axis._arithmetic import projected
+
+        return projected(hidden, torch.from_numpy(row).to(hidden.device))
+
+    def space(self, layer: int) -> PersonaSpace:
+        """PCA of the role vectors at one layer."""
+        row = self.row(layer)
+        roles, default = self.array("roles")[:, row], self.array("default")[row]
+        return PersonaSpace.fit(roles, default, self.role_names)
+
+    def cap(
+        self,
+        layers: Iterable[int] | int | None = None,
+        floor: str | ArrayLike | Tensor | None = None,
+        ceiling: str | ArrayLike | Tensor | None = None,
+    ) -> Cap:
+        """A cap at `layers` (the recommended layer unless given) that carries this axis' model facts.
+
+        A bound is a percentile of a named distribution, `"default_tokens:p25"`, looked up per layer, or
+        numbers as `Cap` takes them. Raises `CapError` for layers or bounds that cannot be.
+        """
+        import torch
+
+        from persona_axis.cap import Cap
+
+        if layers is None:
+            layers = self.recommended_layer
+        wanted = [layers] if isinstance(layers, int) else list(layers)
+        missing = [layer for layer in wanted if layer not in self.layers]
+        if missing or not wanted:
+            raise CapError(f"layers {missing or wanted}: the axis has {_ranges(self.layers)}")
+        rows = [self.row(layer) for layer in wanted]
+        origin = {key: self.metadata.get(key) for key in ("provenance", "date", "probes_sha256")}
+        return Cap(
+            direction=torch.from_numpy(self.arrays["direction"][rows]),
+            layers=wanted,
+            floor=self._bound(floor, rows),
+            ceiling=self._bound(ceiling, rows),
+            facts=self.facts,
+            provenance={"axis": origin, "floor": _told(floor), "ceiling": _told(ceiling)},
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the file states about its model, for comparison with another."""
+        return {key: self.metadata[key] for key in _FACTS if self.metadata.get(key) is not None}
+
+    def require(
+        self, model: nn.Module, template: Any = None, allow: Collection[str] = (), stack: str | None = None
+    ) -> None:
+        """Raise `AxisMismatchError` unless this axis was made for `model`; the text lists what differs.
+
+        Compared are architecture, hidden size, layer count, weights fingerprint and, when `template` (a
+        tokenizer or the template's text) is given, the chat template, each where the file states it. Names,
+        paths and revisions are told, never decisive. `allow` names deliberate differences: "weights" (a
+        fine-tune, a quantised copy), "chat_template", "architecture", "num_layers".
+        """
+        from persona_axis.fingerprint import require_same
+
+        require_same(self.facts, model, template, allow, stack)
+
+    def _bound(self, bound: str | ArrayLike | Tensor | None, rows: list[int]) -> Any:
+        if not isinstance(bound, str):
+            return bound
+        match = _PERCENTILE.fullmatch(bound)
+        try:
+            name, percentile = (match[1], float(match[2])) if match else ("", float("nan"))
+        except ValueError:
+            match = None
+        if not match:
+            raise CapError(f"bound {bound!r}: expected a number or distribution:percentile, e.g. default_tokens:p25")
+        return self.quantile(name, percentile)[rows]
+
+    def _stated(self, key: str) -> Any:
+        if self.metadata.get(key) is None:
+            raise AxisFileError(
+                f"{self.source}: this {self.metadata['provenance']} axis states no {key!r}; this call needs it"
+            )
+        return self.metadata[key]
+
+    def _tensor(self, name: str) -> Tensor:
+        import torch
+
+        return torch.from_numpy(self.array(name))
+
+
+def directions(default: ArrayLike | Tensor, roles: ArrayLike | Tensor) -> NDArray[np.float32]:
+    """Per layer unit(default - mean over roles), [L, H] float32 from [L, H] and [n, L, H]; float64 inside.
+
+    Each role weighs the same. Raises `AxisFileError` where the two coincide, so that there is no direction.
+    """
+    means, vectors = as_float64(default), as_float64(roles)
+    if means.ndim != 2 or vectors.ndim != 3 or vectors.shape[1:] != means.shape or not len(vectors):
+        raise AxisFileError(f"roles: expected [n, layers, hidden] over default's {means.shape}, found {vectors.shape}")
+    for name, values in (("default", means), ("roles", vectors)):
+        if not np.isfinite(values).all():
+            raise AxisFileError(f"{name}: holds NaN or infinite values")
+    difference = means - vectors.mean(axis=0)
+    length = np.linalg.norm(difference, axis=1, keepdims=True)
+    if not length.all():
+        raise AxisFileError(f"direction: default equals the mean of the roles in row {int(np.argmin(length))}")
+    unit: NDArray[np.float32] = (difference / length).astype(np.float32)
+    return unit
+
+
+def _float32(values: ArrayLike | Tensor) -> NDArray[np.float32]:
+    """An own copy, so that nobody else's later change reaches the axis."""
+    return np.array(as_float64(values), dtype=np.float32, order="C")
+
+
+def _rounded_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """To the nearest bfloat16, ties to even, held in float32."""
+    bits: NDArray[np.uint32] = values.view(np.uint32)
+    rounded: NDArray[np.uint32] = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
+
+
+def _told(bound: Any) -> Any:
+    """A bound as provenance tells it: the name of a percentile, or just that numbers were given."""
+    return bound if bound is None or isinstance(bound, str) else "numbers"
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    whole = layers == tuple(range(layers[0], layers[-1] + 1))
+    return f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"

@@ -1,0 +1,239 @@
+"""ChatModel: a causal language model with its tokenizer and chat template, ready to be asked.
+
+It knows how a conversation becomes tokens, which of them are the assistant's, what ends a reply, and how to
+draw replies in batches. What it had to adapt (a missing system role, a template that speaks first) is in
+`notes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+
+from persona_axis import _loading
+from persona_axis.errors import ModelError, ResidualError
+from persona_axis.fingerprint import model_facts, template_sha256
+from persona_axis.organism import troupe_path
+from persona_axis.residual import decoder_layers, hidden_size
+from persona_axis.sampling import Sampling, Watcher, seeded, set_aside, stop_token_ids
+from persona_axis.template import THINKING_MARKS, ChatTemplate, Messages
+
+
+class Generated(NamedTuple):
+    """Replies of one batch: their texts without special tokens, and their token ids without stop and padding
+    tokens."""
+
+    texts: list[str]
+    ids: list[list[int]]
+
+
+class Padded(NamedTuple):
+    """A rectangular batch: ids [batch, length] and attention mask [batch, length], both int64."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+class ChatModel:
+    """A model that can be talked to. Make one with `ChatModel.load`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        revision: str | None = None,
+        layers: str | None = None,
+        is_troupe: bool = False,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.layers = layers
+        self.is_troupe = is_troupe
+        self.template = ChatTemplate(tokenizer)
+        try:
+            self.n_layers = len(decoder_layers(model, layers))
+            self.hidden_size = hidden_size(model)
+        except ResidualError as error:
+            raise ModelError(f"{name} cannot be read: {error}") from error
+        facts = model_facts(model, layers)
+        # A name may be a path on somebody's machine, or Troupe's inside this installation: what the user said
+        # counts.
+        self.facts: dict[str, Any] = {**facts, "model": name, "revision": revision or facts["revision"]}
+        self.facts["chat_template_sha256"] = template_sha256(self.template.source)
+        self.stop_ids = stop_token_ids(model, tokenizer, self.template.turn_end_ids())
+        if not self.stop_ids:
+            raise ModelError(
+                f"{name} has no token that ends a reply (no eos token in config, tokenizer or template)"
+            )
+        pad = tokenizer.pad_token_id
+        # Padding is masked wherever it stands, so any id serves; the tokenizer itself is left as it was.
+        self.pad_id: int = self.stop_ids[0] if pad is None else int(pad)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path_or_model: str | Path | PreTrainedModel | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        revision: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        device_map: Any = None,
+        layers: str | None = None,
+    ) -> ChatModel:
+        """Load by local path or hub name, take a loaded model, or (None or "troupe") the model shipped with
+        the package.
+
+        `dtype` "auto" is what the weights are stored in; `device_map` is accelerate's, None = one GPU if
+        there is one; `layers` names the list of decoder layers where it cannot be found
+        ("model.decoder.blocks"). Raises `ModelError` in one sentence for whatever is missing, incomplete or
+        unfit.
+        """
+        source = "troupe" if name_or_path_or_model is None else name_or_path_or_model
+        if isinstance(source, torch.nn.Module):
+            name = (
+                str(getattr(source, "name_or_path", "") or getattr(source.config, "_name_or_path", ""))
+                or type(source).__name__
+            )
+            if tokenizer is None and not Path(name).is_dir():
+                raise ModelError("a model without a path needs its tokenizer: pass tokenizer=...")
+            tokens = tokenizer if tokenizer is not None else _loading.load_tokenizer(name, revision)
+            source.train(False)
+            return cls(source, tokens, name=name, revision=revision, layers=layers)
+        is_troupe = str(source) == "troupe"
+        path = str(troupe_path()) if is_troupe else str(source)
+        if is_troupe and not Path(path, "config.json").is_file():
+            raise ModelError(
+                "Troupe's weights are not in this installation: "
+                "`python -m persona_axis.organism train` makes them"
+            )
+        dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+        loaded = _loading.load(
+            path, tokenizer=tokenizer, revision=revision, dtype=dtype, device_map=device_map
+        )
+        name = "troupe" if is_troupe else path
+        return cls(*loaded, name=name, revision=revision, layers=layers, is_troupe=is_troupe)
+
+    @property
+    def display_name(self) -> str:
+        """What the model is called in a sentence ("You are ..."): the last part of its name."""
+        return "Troupe" if self.is_troupe else Path(self.name).name
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: with several devices, where the embeddings are."""
+        weight: Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]
+        return self.model.device if weight.is_meta else weight.device
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the results should know about how this model was asked."""
+        notes = []
+        if not self.template.has_system:
+            notes.append(
+                "the chat template has no system role: system prompts stand before the user's first words"
+            )
+        if self.template.injected:
+            notes.append(
+                "the chat template adds text of its own where no system prompt is given: "
+                f"{self.template.injected!r}"
+            )
+        if self.template.opens_thinking:
+            notes.append("the chat template opens a thinking block, and it cannot be told not to")
+        return notes
+
+    def encode(self, messages: Messages, *, generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation, by default with the header of the next reply."""
+        return self.encode_batch([messages], generation_prompt=generation_prompt)[0]
+
+    def encode_batch(self, chats: Iterable[Messages], *, generation_prompt: bool = True) -> list[list[int]]:
+        """Token ids of several conversations."""
+        texts = [self.template.render(m, generation_prompt=generation_prompt) for m in chats]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def encode_turns(self, messages: Messages) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a whole conversation and each reply's own tokens as half-open ranges, stop token not
+        included."""
+        ids, ranges = self.template.encode_turns(messages)
+        stops = set(self.stop_ids)
+        return ids, [(a, next((i for i in range(a, b) if ids[i] in stops), b)) for a, b in ranges]
+
+    def reply_mask(self, messages: Messages) -> tuple[list[int], list[bool]]:
+        """Token ids of a whole conversation and which of them are the assistant's own words."""
+        ids, ranges = self.encode_turns(messages)
+        mask = [False] * len(ids)
+        for a, b in ranges:
+            mask[a:b] = [True] * (b - a)
+        return ids, mask
+
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts without special tokens."""
+        texts: list[str] = self.tokenizer.batch_decode([list(i) for i in ids], skip_special_tokens=True)
+        return texts
+
+    def thinks(self, replies: Sequence[Sequence[int]]) -> list[bool]:
+        """Which replies hold a thinking block although thinking was switched off."""
+        raw = self.tokenizer.batch_decode([list(ids) for ids in replies], skip_special_tokens=False)
+        return [self.template.opens_thinking or any(mark in text for mark in THINKING_MARKS) for text in raw]
+
+    def pad_left(self, sequences: Sequence[Sequence[int]]) -> Padded:
+        """Stack prompts so that their ends meet, as generation needs them."""
+        return self._pad(sequences, left=True)
+
+    def pad_right(self, sequences: Sequence[Sequence[int]]) -> Padded:
+        """Stack sequences so that their starts meet: positions are then the same as when read alone."""
+        return self._pad(sequences, left=False)
+
+    def generate(
+        self, chats: Sequence[Messages], sampling: Sampling | None = None, seed: int = 0
+    ) -> Generated:
+        """One reply to each conversation; the same seed and the same batch give the same replies."""
+        ids = self.generate_ids(self.encode_batch(chats), sampling or Sampling(), seed)
+        return Generated(self.decode(ids), ids)
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        *,
+        watch: Callable[[Tensor], None] | None = None,
+        extra_tokens: int = 0,
+    ) -> list[list[int]]:
+        """Replies to encoded prompts as token ids, cut before the first stop token and at `max_new_tokens`.
+
+        `watch` is called with the ids sampled at each step, [batch], before they are fed; `extra_tokens` more
+        steps are drawn and thrown away, so that the last token of a reply cut at the limit is fed as well.
+        The global random state is left as it was. The model's own generation_config has no say.
+        """
+        batch = self.pad_left(prompts)
+        criteria = StoppingCriteriaList([Watcher(watch)] if watch else [])
+        with torch.inference_mode(), seeded(seed, self.model), set_aside(self.model):
+            out: Tensor = self.model.generate(  # type: ignore[operator]
+                batch.ids,
+                attention_mask=batch.mask,
+                generation_config=sampling.config(self.stop_ids, self.pad_id, extra_tokens),
+                logits_processor=LogitsProcessorList(sampling.processors()),
+                stopping_criteria=criteria,
+            )
+        stops = set(self.stop_ids)
+        replies: list[list[int]] = out[:, batch.ids.shape[1] :][:, : sampling.max_new_tokens].tolist()
+        return [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in replies]
+
+    def _pad(self, sequences: Sequence[Sequence[int]], left: bool) -> Padded:
+        longest = max(len(s) for s in sequences)
+        ids = torch.full((len(sequences), longest), self.pad_id, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            place = slice(longest - len(sequence), longest) if left else slice(0, len(sequence))
+            ids[row, place] = torch.tensor(sequence, dtype=torch.int64)
+            mask[row, place] = 1
+        return Padded(ids.to(self.device), mask.to(self.device))

@@ -1,0 +1,179 @@
+"""persona-axis: probe a model, look at its axis, make a cap, talk under it. Thin: everything is done elsewhere.
+
+Imports are local to the commands: --help needs none of them, and `show` gets by without torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from persona_axis import __version__
+from persona_axis._options import bound, layers, load_model, model_options, sampling_options, scores, slug
+from persona_axis._terminal import debuggable, run
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name="persona-axis")
+@debuggable
+def app() -> None:
+    """Find where a language model keeps its persona, watch it move, and hold it in place."""
+
+
+@app.command(short_help="Probe a model and write its axis.")
+@model_options
+@click.option("--out", type=click.Path(path_type=Path), help="Axis file to write.  [default: MODEL-axis.safetensors]")
+@click.option("--roles", type=click.IntRange(2), metavar="N", help="How many roles, spread from near to far.")
+@click.option("--prompts", type=click.IntRange(1), metavar="N", help="System prompts of each role.")
+@click.option("--questions", type=click.IntRange(2), metavar="N", help="Questions asked with each prompt.")
+@click.option("--default-samples", type=click.IntRange(1), metavar="N", help="Replies of the default to each question.")
+@sampling_options
+@click.option("--judge", type=click.Choice(["all", "troupe"]), help="Who accepts replies: everybody, Troupe's parser.")
+@click.option("--accept", metavar="LIST", callback=scores, help="Scores that count for a role vector.  [default: 3]")
+@click.option("--min-accepted", type=click.IntRange(1), metavar="N", help="Replies a role needs.  [default: 10]")
+@click.option("--calibration", type=click.IntRange(1), metavar="N", help="Rollouts read again for the percentiles.")
+@click.option(
+    "--layers", metavar="LIST", callback=layers, help="Layers to read, such as 12, 2-3 or 4,6.  [default: all]"
+)
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rollouts at once.  [default: found]")
+@click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
+@click.option("--full", is_flag=True, help="The published size: every role, 5 prompts, 240 questions, 512 tokens.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: OUT.run]")
+@click.option("--yes", "-y", is_flag=True, help="Start a long run without asking.")
+@debuggable
+def extract(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
+            out: Path | None, judge: str | None, probes: Path | None, full: bool, run_dir: Path | None,
+            yes: bool, **plan: Any) -> None:  # fmt: skip
+    """Probe MODEL (a directory or a hub name; Troupe if none is given) and write its axis.
+
+    Without options Troupe gets the demo's plan (every role, 2 prompts, 15 questions) and any other model a modest
+    one (100 roles, 2 prompts, 16 questions). A run that was stopped goes on when the same command is given again.
+    """
+    from rich.console import Console
+
+    from persona_axis._progress import Display
+    from persona_axis._tables import Output, show_axis
+    from persona_axis.probes import load_probes
+
+    chosen = load_probes(probes)
+    chat = load_model(model, revision, dtype, device_map, stack)
+
+    from persona_axis.extract import Options
+    from persona_axis.extract import extract as run_extraction
+    from persona_axis.judges import named
+
+    options = Options.preset(chat, full=full, **plan)
+    path = out or Path(f"{slug(model)}-axis.safetensors")
+    who = named(judge) if judge else None
+    preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
+    with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
+        found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)
+    show_axis(Output(), found.axis)
+
+
+@app.command(short_help="Show an axis file.")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--plot", "plot", is_flag=False, flag_value="", metavar="[DIR]",
+              help="Save the pictures as PNGs in DIR.  [default: beside FILE, in FILE's name + -plots]")  # fmt: skip
+@click.option("--layer", type=click.IntRange(0), metavar="L", help="Layer to look at.  [default: recommended]")
+@debuggable
+def show(file: Path | None, plot: str | None, layer: int | None) -> None:
+    """Show the axis in FILE: what it was made from, its figures at each layer, who lies where."""
+    if file is None and plot:  # `show --plot FILE` reads as if FILE were the directory
+        file, plot = Path(plot), ""
+    if file is None:
+        raise click.UsageError("name the axis FILE to show")
+
+    from persona_axis._tables import Output, show_axis
+    from persona_axis.axis import Axis
+
+    axis = Axis.load(file)
+    show_axis(Output(), axis, layer)
+    if plot is not None:
+        from persona_axis._pictures import save_pictures
+
+        for path in save_pictures(axis, Path(plot) if plot else file.with_name(f"{file.stem}-plots"), layer):
+            click.echo(f"saved {path}")
+
+
+@app.command(short_help="Make a cap from an axis file.")
+@click.argument("axis", type=click.Path(path_type=Path))
+@click.option(
+    "--layers", metavar="LIST", callback=layers, help="Layers to cap, such as 2-3.  [default: the recommended one]"
+)
+@click.option(
+    "--floor", metavar="BOUND", callback=bound, help="Lowest projection: a number, or such as default_tokens:p25."
+)
+@click.option("--ceiling", metavar="BOUND", callback=bound, help="Highest projection, likewise.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Cap file to write.")
+@debuggable
+def cap(axis: Path, layers: tuple[int, ...] | None, floor: Any, ceiling: Any, out: Path) -> None:
+    """Make a cap from the axis file AXIS.
+
+    Percentiles are of the distributions in the file: default and roles (means of replies), default_tokens and
+    roles_tokens (single tokens).
+    """
+    if floor is None and ceiling is None:
+        raise click.UsageError("a cap needs a --floor or a --ceiling")
+
+    from persona_axis._tables import Output, show_cap
+    from persona_axis.axis import Axis
+
+    made = Axis.load(axis).cap(layers=layers, floor=floor, ceiling=ceiling)
+    made.save(out)
+    show_cap(Output(), made)
+    click.echo(f"saved {out}")
+
+
+@app.command(short_help="Talk to a model, with caps and without.")
+@model_options
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What to say; again for the next turn.")
+@click.option("--system", default="", help="System prompt, such as a character to play.")
+@click.option("--cap", "caps", multiple=True, type=click.Path(path_type=Path), help="Cap file; may be repeated.")
+@click.option("--axis", type=click.Path(path_type=Path), help="Axis file to read projections on.  [default: the caps']")
+@sampling_options
+@click.option("--allow", multiple=True, type=click.Choice(["weights", "chat_template", "architecture", "num_layers"]),
+              help="A deliberate difference from the model that a file was made for.")  # fmt: skip
+@debuggable
+def generate(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
+             prompts: tuple[str, ...], system: str, caps: tuple[Path, ...], axis: Path | None,
+             allow: tuple[str, ...], seed: int, **sampling: Any) -> None:  # fmt: skip
+    """Talk to MODEL (Troupe if none is given), with the caps and without them, side by side.
+
+    Under each reply stands its projection on the axis: the mean over its tokens, larger = more Assistant.
+    """
+    from persona_axis._converse import converse, rulers
+    from persona_axis._tables import Output, show_conversation
+    from persona_axis.axis import Axis
+    from persona_axis.cap import Cap
+    from persona_axis.sampling import Sampling
+
+    ruler = Axis.load(axis) if axis else None
+    held = [Cap.load(path) for path in caps]
+    how = Sampling(**{name: value for name, value in sampling.items() if value is not None})
+    chat = load_model(model, revision, dtype, device_map, stack)
+    if ruler:
+        ruler.require(chat.model, chat.template.source, allow, stack)
+    directions = rulers(ruler, held)
+
+    def talk(*under: Cap) -> Any:
+        return converse(chat, prompts, sampling=how, system=system, caps=under, directions=directions, seed=seed,
+                        allow=allow)  # fmt: skip
+
+    capped = talk(*held) if held else []  # first, because a cap also checks that it fits
+    runs = [("without the cap", talk()), ("with the cap", capped)]
+    show_conversation(Output(), runs[: 1 + bool(held)])
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(app, name="persona-axis"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Extraction: ask a model in many roles and in none, and find the axis between them.
+
+    from persona_axis import ChatModel, load_probes
+    from persona_axis.extract import extract
+    found = extract(ChatModel.load("troupe"), load_probes(), out="troupe.safetensors")
+    found.axis.project(hidden, layer=found.recommended_layer)
+
+Rollouts are drawn in planned batches while their means are read from the residual stream; a judge decides
+which count; sums are kept by role and question group, so that neither memory nor disk grows with the number
+of rollouts (only the text log does). A run that is killed goes on where it was, and ends bit for bit as if it
+had not been.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from persona_axis.chat import ChatModel
+from persona_axis.errors import ExtractionError
+from persona_axis.extraction.events import (
+    Calibrating,
+    Event,
+    Listener,
+    Note,
+    Planned,
+    Progress,
+    Saved,
+    silent,
+)
+from persona_axis.extraction.finish import finish
+from persona_axis.extraction.plan import Options, Plan, make_plan
+from persona_axis.extraction.report import Counts, Extraction, LayerFigures
+from persona_axis.extraction.rollouts import draw, drawn_so_far
+from persona_axis.extraction.settings import settings, surroundings
+from persona_axis.extraction.store import RunStore, refuse_difference
+from persona_axis.extraction.trial import Trial, try_out
+from persona_axis.judges import Judge, default_judge
+from persona_axis.probes import Probes
+
+__all__ = [
+    "Calibrating",
+    "Counts",
+    "Event",
+    "Extraction",
+    "Interrupted",
+    "LayerFigures",
+    "Listener",
+    "Note",
+    "Options",
+    "Plan",
+    "Planned",
+    "Progress",
+    "Saved",
+    "extract",
+    "run_directory",
+]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run: nothing finished is lost, and the text says how to go on."""
+
+
+def run_directory(out: str | Path) -> Path:
+    """Where a run is kept unless told otherwise: beside the file it makes."""
+    return Path(f"{out}.run")
+
+
+def extract(
+    chat: ChatModel,
+    probes: Probes,
+    options: Options | None = None,
+    *,
+    out: str | Path,
+    run_dir: str | Path | None = None,
+    judge: Judge | None = None,
+    progress: Listener = silent,
+) -> Extraction:
+    """Extract a model's axis into the file `out` and give the report.
+
+    Without `options` the plan is `Options.preset(chat)`; without `judge`, Troupe is judged by its parser and
+    any other model by nobody (`all`). `progress` is called with events (see `extraction.events`), first with
+    `Planned`; an exception it raises there calls the run off. The run's state is kept in `run_dir`; calling
+    again with the same arguments goes on from it, other settings are refused. Raises `ExtractionError`,
+    `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
+    """
+    out = Path(out)
+    options = Options.preset(chat) if options is None else options
+    judge = default_judge(chat) if judge is None else judge
+    if not out.parent.is_dir():
+        raise ExtractionError(f"cannot write {out}: there is no directory {out.parent}")
+    began = time.monotonic()
+    directory = run_directory(out) if run_dir is None else Path(run_dir)
+    with RunStore.open(directory) as store:
+        try:
+            plan = _planned(chat, probes, options, judge, store, progress)
+            for note in chat.notes:
+                progress(Note(note))
+            draw(chat, plan, judge, store, progress)
+            found = finish(chat, plan, judge, store, out, progress, time.monotonic() - began)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(
+                f"stopped; finished batches are kept in {directory}, and the same command goes on from there"
+            ) from stop
+    progress(Saved(str(out)))
+    return found
+
+
+def _planned(
+    chat: ChatModel, probes: Probes, options: Options, judge: Judge, store: RunStore, progress: Listener
+) -> Plan:
+    """The plan of this run: the one on disk if it is the same, else a new one with a batch size that was
+    tried out."""
+    stored = store.read_plan()
+    draft = make_plan(chat, probes, options, stored["batch_size"] if stored else options.batch_size or 1)
+    wanted = settings(chat, draft, judge)
+    if stored is not None:
+        refuse_difference(store.path, stored["settings"], wanted)
+        plan, trial = draft, Trial(**stored["trial"])
+        if stored["surroundings"] != surroundings():
+            progress(
+                Note(
+                    "this run began with other library versions or threads: "
+                    "the last bits may differ from a run in one go"
+                )
+            )
+    else:
+        trial = try_out(chat, draft, options.batch_size)
+        plan = make_plan(chat, probes, options, trial.batch_size)
+    done, _ = drawn_so_far(plan, store)
+    store.cut_rollouts()
+    batches = (plan.rollouts - done) / plan.batch_size
+    progress(
+        Planned(
+            roles=len(plan.roles),
+            prompts=options.prompts,
+            questions=len(plan.questions),
+            rollouts=plan.rollouts,
+            default_rollouts=plan.default_rollouts,
+            tokens=(plan.rollouts - done) * options.sampling.max_new_tokens,
+            seconds=batches * trial.batch_seconds + trial.calibration_seconds,
+            batch_size=plan.batch_size,
+            done=done,
+            run_dir=str(store.path),
+        )
+    )
+    if stored is None:
+        record = {
+            "settings": wanted,
+            "batch_size": trial.batch_size,
+            "trial": trial._asdict(),
+            "surroundings": surroundings(),
+        }
+        store.write_plan(record)
+    return plan

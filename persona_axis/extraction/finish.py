@@ -1,0 +1,174 @@
+"""From the sums of a finished run to an axis: role vectors, certainty, quantile tables, metadata, the
+file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from persona_axis import __version__
+from persona_axis.axis import Axis, directions
+from persona_axis.chat import ChatModel
+from persona_axis.errors import ExtractionError
+from persona_axis.extraction import quantiles
+from persona_axis.extraction.certainty import SplitHalf, split_half
+from persona_axis.extraction.events import Listener
+from persona_axis.extraction.plan import Plan
+from persona_axis.extraction.report import Counts, Extraction, layer_figures, recommend
+from persona_axis.extraction.settings import sampling_facts, surroundings
+from persona_axis.extraction.store import TALLIES, RunStore
+from persona_axis.judges import Judge
+
+
+def finish(
+    chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, out: Path, listener: Listener, seconds: float
+) -> Extraction:
+    """Turn a run whose rollouts are all drawn into a saved axis and its report."""
+    counts = torch.cat([store.tensor(b, "counts") for b in range(1, plan.n_blocks)]).numpy()
+    default_counts = store.tensor(0, "counts").numpy()[0]
+    kept = _kept(plan, counts, int(default_counts.sum()))
+    default, roles, halves = _vectors(plan, store, kept, counts, default_counts)
+    taken = quantiles.sample(store.rollouts(), plan, [plan.roles[i] for i in kept])
+    direction = torch.from_numpy(directions(default, roles))
+    tables = quantiles.tables(chat, plan, direction, taken, listener)
+    tallies = torch.cat([store.tensor(b, "tallies") for b in range(plan.n_blocks)])
+    accepted = {plan.role(role).name: int(n) for role, n in zip(plan.roles, counts.sum(axis=1), strict=True)}
+    names = [plan.role(plan.roles[i]).name for i in kept]
+    below = {name: n for name, n in accepted.items() if name not in set(names)}
+    totals = {name: int(tallies[:, i].sum()) for i, name in enumerate(TALLIES)}
+    notes = _notes(chat, plan, totals, below)
+    metadata = _metadata(chat, plan, judge) | {
+        "role_names": names,
+        "accepted": {name: accepted[name] for name in names},
+        "roles_below": below,
+        "default_count": int(default_counts.sum()),
+        "split_half": {key: [getattr(half, key) for half in halves] for key in SplitHalf._fields},
+        "recommended_layer": recommend(plan.layers, chat.n_layers, tables.default, tables.roles),
+        "calibration": tables.sample,
+        "tallies": totals,
+        "notes": notes,
+    }
+    norms = store.tensor(0, "norms") / max(1, int(tallies[0, TALLIES.index("tokens")]))
+    by_name = {name: getattr(tables, name) for name in ("default", "roles", "default_tokens", "roles_tokens")}
+    axis = Axis.from_means(
+        default, roles, layers=plan.layers, metadata=metadata, mean_norm=norms, quantiles=by_name
+    )
+    axis.save(out)
+    space = axis.space(axis.recommended_layer)
+    place = float(
+        axis.project(axis.arrays["default"][axis.row(axis.recommended_layer)], axis.recommended_layer)
+    )
+    return Extraction(
+        axis=axis,
+        path=out,
+        layers=layer_figures(axis),
+        kept={name: accepted[name] for name in names},
+        below=below,
+        counts=_counts(totals),
+        ranking=space.ranking(),
+        default_projection=place,
+        default_above=float((space.projections < place).mean()),
+        calibration=tables.sample,
+        seconds=seconds,
+        notes=notes,
+    )
+
+
+def _kept(plan: Plan, counts: NDArray[Any], default_count: int) -> list[int]:
+    """Positions in the plan of the roles with enough accepted rollouts."""
+    least, accepted = plan.options.min_accepted, counts.sum(axis=1)
+    kept = [i for i, n in enumerate(accepted) if n >= least]
+    if default_count == 0:
+        raise ExtractionError("every reply of the default was empty: there is no default vector")
+    if len(kept) < 2:
+        best = int(np.argmax(accepted))
+        raise ExtractionError(
+            f"{len(kept)} of {len(accepted)} roles have {least} accepted rollouts, "
+            "at least 2 must: the most has "
+            f"{plan.role(plan.roles[best]).name!r} with {int(accepted[best])} of {plan.per_role}"
+        )
+    return kept
+
+
+def _vectors(
+    plan: Plan, store: RunStore, kept: Sequence[int], counts: NDArray[Any], default_counts: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[SplitHalf]]:
+    """Default [layers, hidden], roles [n, layers, hidden] and split-half cosines; one layer is in memory at a
+    time."""
+    default, roles, halves = [], [], []
+    of_kept = counts[list(kept)]
+    for row, layer in enumerate(plan.layers):
+        sums = torch.cat([store.layer_sums(b, row) for b in range(1, plan.n_blocks)]).numpy()[list(kept)]
+        default_sums = store.layer_sums(0, row).numpy()[0]
+        default.append(default_sums.sum(axis=0, dtype=np.float64) / default_counts.sum())
+        roles.append(sums.sum(axis=1, dtype=np.float64) / of_kept.sum(axis=1)[:, None])
+        halves.append(split_half(sums, of_kept, default_sums, default_counts, seed=plan.options.seed + layer))
+    return np.stack(default), np.stack(roles, axis=1), halves
+
+
+def _metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
+    facts = chat.facts
+    return {
+        "model": facts["model"],
+        "revision": facts["revision"],
+        "architecture": facts["architecture"],
+        "dtype": facts["dtype"],
+        "hidden_size": chat.hidden_size,
+        "num_layers": chat.n_layers,
+        "weights_sha256": facts["weights_sha256"],
+        "chat_template_sha256": facts["chat_template_sha256"],
+        "probes_sha256": plan.probes.fingerprint,
+        "judge": judge.name,
+        "accept": list(plan.options.accept),
+        "min_accepted": plan.options.min_accepted,
+        "sampling": sampling_facts(chat, plan),
+        "seed": plan.options.seed,
+        "plan": {
+            "roles": len(plan.roles),
+            "prompts": plan.options.prompts,
+            "questions": len(plan.questions),
+            "default_samples": plan.options.default_samples,
+            "question_groups": plan.groups,
+            "rollouts": plan.rollouts,
+            "batch_size": plan.batch_size,
+        },
+        "versions": {"persona_axis": __version__, **surroundings()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _notes(chat: ChatModel, plan: Plan, totals: dict[str, int], below: dict[str, int]) -> list[str]:
+    notes = list(chat.notes)
+    said = {
+        "empty": "replies were empty and count for nothing",
+        "thinking": "replies hold a thinking block although thinking is off; its tokens count as well",
+        "unparsable": "replies got no verdict from the judge that could be read, and are not accepted",
+        "cut": "replies were cut at the token limit",
+    }
+    notes += [f"{totals[kind]} of {totals['drawn']} {text}" for kind, text in said.items() if totals[kind]]
+    if below:
+        notes.append(
+            f"{len(below)} roles had fewer than {plan.options.min_accepted} accepted rollouts "
+            "and have no vector"
+        )
+    return notes
+
+
+def _counts(totals: dict[str, int]) -> Counts:
+    scores = {score: totals[f"score{score}"] for score in range(4)}
+    drawn = totals["drawn"]
+    return Counts(
+        drawn,
+        totals["tokens"],
+        totals["empty"],
+        totals["thinking"],
+        totals["cut"],
+        totals["unparsable"],
+        scores,
+    )

@@ -1,0 +1,65 @@
+"""The choices a user has about an extraction, and the plans that are taken without any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from persona_axis.chat import ChatModel
+from persona_axis.errors import ExtractionError
+from persona_axis.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to draw. None means all of them (`roles`, `layers`) or found automatically (`batch_size`).
+
+    A role's rollouts are `prompts` x `questions`; the default's are its conditions x `questions` x
+    `default_samples`. `accept` are the judge's scores that count for a role vector, `min_accepted` how many a
+    role needs for one; `calibration` is how many default and how many role rollouts are read again for the
+    quantile tables.
+    """
+
+    roles: int | None = None
+    prompts: int = 5
+    questions: int = 240
+    default_samples: int = 1
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=512))
+    seed: int = 0
+    layers: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    min_accepted: int = 10
+    accept: tuple[int, ...] = (3,)
+    calibration: int = 2000
+
+    def __post_init__(self) -> None:
+        least = {"prompts": 1, "questions": 2, "default_samples": 1, "min_accepted": 1, "calibration": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ExtractionError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if self.roles is not None and self.roles < 2:
+            raise ExtractionError(f"roles must be at least 2 (a space of roles needs two), got {self.roles}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ExtractionError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not set(self.accept) <= {0, 1, 2, 3} or not self.accept:
+            raise ExtractionError(f"accept must name scores from 0 to 3, got {self.accept!r}")
+
+    @classmethod
+    def preset(cls, chat: ChatModel, *, full: bool = False, **changes: Any) -> Self:
+        """The plan without flags: the demo's for Troupe, a modest one for other models; `full` is the
+        published size.
+
+        Demo: every role, 2 prompts x 15 questions, default x 8, 48 tokens. Modest: 100 roles over the whole
+        range, 2 x 16, default x 4, 128 tokens. Full: every role, 5 x 240, 512 tokens. `changes` are options
+        by name, with `temperature`, `top_p` and `max_new_tokens` for the sampling; a change that is None is
+        no change.
+        """
+        if full:
+            plan: dict[str, Any] = {"prompts": 5, "questions": 240, "max_new_tokens": 512}
+        elif chat.is_troupe:
+            plan = {"prompts": 2, "questions": 15, "default_samples": 8, "max_new_tokens": 48}
+        else:
+            plan = {"roles": 100, "prompts": 2, "questions": 16, "default_samples": 4, "max_new_tokens": 128}
+        plan |= {name: value for name, value in changes.items() if value is not None}
+        sampling = {n: plan.pop(n) for n in ("temperature", "top_p", "max_new_tokens") if n in plan}
+        return cls(**{"sampling": Sampling(**sampling), **plan})

@@ -1,0 +1,63 @@
+"""What makes two runs the same run: everything that shapes the result, as JSON, to be kept and compared."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from persona_axis.chat import ChatModel
+from persona_axis.extraction.plan import Plan
+from persona_axis.judges import Judge
+from persona_axis.template import TEMPLATE_DATE
+
+FORMAT = "persona-axis-run/1"
+_DECIDING = ("architecture", "hidden_size", "num_layers", "dtype", "weights_sha256", "chat_template_sha256")
+
+
+def settings(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
+    """What a run must share with the one it goes on from.
+
+    The model's name and path are not among it, nor what is decided after the last rollout is drawn (how many
+    accepted ones a role needs, how many are read for calibration): that may change without drawing anything
+    again.
+    """
+    options = plan.options
+    found = {
+        "format": FORMAT,
+        "model": {key: chat.facts[key] for key in _DECIDING},
+        "layers": list(plan.layers),
+        "probes": plan.probes.fingerprint,
+        "defaults": list(plan.defaults),
+        "judge": judge.name,
+        "sampling": sampling_facts(chat, plan),
+        "seed": options.seed,
+        "roles": len(plan.roles),
+        "prompts": options.prompts,
+        "questions": len(plan.questions),
+        "default_samples": options.default_samples,
+        "accept": list(options.accept),
+        "batch_size": options.batch_size,
+        "device": chat.device.type,
+    }
+    as_stored: dict[str, Any] = json.loads(json.dumps(found))
+    return as_stored
+
+
+def sampling_facts(chat: ChatModel, plan: Plan) -> dict[str, Any]:
+    """The effective sampling, and what was pinned in the template."""
+    pinned: dict[str, Any] = {"template_date": TEMPLATE_DATE.date().isoformat(), **chat.template.variables}
+    return {
+        **plan.options.sampling.describe(chat.stop_ids, chat.pad_id),
+        "thinking": False,
+        "template": pinned,
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """What may change the last bits of a result without being a setting."""
+    packages = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    return {**packages, "python": platform.python_version(), "threads": torch.get_num_threads()}

@@ -1,0 +1,250 @@
+"""The run directory: everything an extraction needs to go on after it was killed, on disk in a consistent
+state.
+
+    plan.json        settings, batch size found; written once
+    splits.json      batches that memory forced into parts, recorded before the parts are drawn
+    rollouts.jsonl   one line a rollout: ids, text, score
+    blocks/N.safetensors   running sums of block N after its last finished batch, replaced as a whole
+
+A block file also states how many batches it holds and how long rollouts.jsonl was then: that is the one
+commit point. Lines behind it belong to a batch that was not finished, and are cut off on resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from persona_axis.errors import ExtractionError
+
+try:
+    import fcntl
+except ImportError:  # no such lock on Windows; two runs in one directory are then not told apart
+    fcntl = None  # type: ignore[assignment]
+
+TALLIES = (
+    "score0",
+    "score1",
+    "score2",
+    "score3",
+    "unparsable",
+    "empty",
+    "thinking",
+    "cut",
+    "drawn",
+    "tokens",
+)
+
+
+@dataclass
+class BlockState:
+    """Running sums of one block, in the order of its roles.
+
+    `sums` [roles, groups, layers, hidden] float32: sum over accepted rollouts of their mean activations;
+    `counts` [roles, groups] int64 how many; `tallies` [roles, TALLIES] int64; `norms` [layers] float64: sum
+    over response tokens of the activations' norms, kept for the default's block only.
+    """
+
+    sums: Tensor
+    counts: Tensor
+    tallies: Tensor
+    norms: Tensor
+    done: int = 0
+    of: int = 0
+
+    @classmethod
+    def empty(cls, roles: int, groups: int, layers: int, hidden: int, batches: int) -> BlockState:
+        return cls(
+            torch.zeros(roles, groups, layers, hidden),
+            torch.zeros(roles, groups, dtype=torch.int64),
+            torch.zeros(roles, len(TALLIES), dtype=torch.int64),
+            torch.zeros(layers, dtype=torch.float64),
+            of=batches,
+        )
+
+
+class RunStore:
+    """One run's directory, opened by `RunStore.open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rollouts_path = path / "rollouts.jsonl"
+        self._end = 0  # how much of rollouts.jsonl is committed
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[RunStore]:
+        """Make or enter the directory, for one process at a time. Raises `ExtractionError` if it is somebody
+        else's."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            strange = sorted(
+                p.name for p in path.iterdir() if p.name not in _OWN and not p.name.endswith(".tmp")
+            )
+            if strange and not (path / "plan.json").exists():
+                raise ExtractionError(
+                    f"{path} is not empty and not a run's directory (holds {strange[0]!r}): name another"
+                )
+            (path / "blocks").mkdir(exist_ok=True)
+            lock = (path / "lock").open("w")
+        except OSError as error:
+            raise ExtractionError(f"cannot use {path} as the run's directory: {error.strerror}") from error
+        with lock:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ExtractionError(f"another process is extracting in {path}") from error
+            yield cls(path)
+
+    def read_plan(self) -> dict[str, Any] | None:
+        """What `write_plan` wrote, or None in a new directory."""
+        path = self.path / "plan.json"
+        if not path.exists():
+            return None
+        try:
+            plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ExtractionError(f"{path} is damaged: {error}") from error
+        return plan
+
+    def write_plan(self, plan: Mapping[str, Any]) -> None:
+        write_atomically(self.path / "plan.json", json.dumps(plan, indent=1).encode())
+
+    def read_splits(self) -> list[tuple[int, int, int]]:
+        """(block, batch, most rollouts at once) in the order they were recorded; each holds for all that
+        follows it."""
+        path = self.path / "splits.json"
+        return [(b, i, n) for b, i, n in json.loads(path.read_text())] if path.exists() else []
+
+    def write_splits(self, splits: Iterable[tuple[int, int, int]]) -> None:
+        write_atomically(self.path / "splits.json", json.dumps(list(splits)).encode())
+
+    def done(self, index: int) -> tuple[int, int]:
+        """(finished batches, batches) of a block, (0, 0) where none is finished; reads no tensor."""
+        path = self._block_path(index)
+        if not path.exists():
+            return 0, 0
+        with self._reading(path) as file:
+            facts = json.loads(file.metadata()["state"])
+            self._end = max(self._end, facts["rollouts_end"])
+            return facts["done"], facts["of"]
+
+    def load_block(self, index: int) -> BlockState | None:
+        """The block as of its last finished batch, or None if it has none."""
+        done, of = self.done(index)
+        if not of:
+            return None
+        with self._reading(self._block_path(index)) as file:
+            tensors = {name: file.get_tensor(name) for name in ("sums", "counts", "tallies", "norms")}
+        return BlockState(**tensors, done=done, of=of)
+
+    def tensor(self, index: int, name: str) -> Tensor:
+        """One tensor of a block: counts, tallies or norms."""
+        with self._reading(self._block_path(index)) as file:
+            return file.get_tensor(name)
+
+    def layer_sums(self, index: int, row: int) -> Tensor:
+        """[roles, groups, hidden]: the sums of a block at one layer (its row), without reading the other
+        layers."""
+        with self._reading(self._block_path(index)) as file:
+            return file.get_slice("sums")[:, :, row]
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[Any]:
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise ExtractionError(
+                f"{path} is damaged ({error}): delete {self.path} and start again"
+            ) from error
+
+    def save_batch(self, index: int, state: BlockState, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Commit one finished batch: first its rollouts, then the block that counts them. `state.done` is
+        already up."""
+        text = "".join(
+            json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines
+        ).encode()
+        try:
+            with self.rollouts_path.open("ab") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ExtractionError(
+                f"cannot write {self.rollouts_path}: {error.strerror}; nothing finished is lost"
+            ) from error
+        self._end += len(text)
+        tensors = {"sums": state.sums, "counts": state.counts, "tallies": state.tallies, "norms": state.norms}
+        facts = {"done": state.done, "of": state.of, "rollouts_end": self._end}
+        write_atomically(self._block_path(index), save(tensors, metadata={"state": json.dumps(facts)}))
+
+    def cut_rollouts(self) -> None:
+        """Drop the lines of a batch that was not finished. To be called once every block has been looked
+        at."""
+        there = self.rollouts_path.stat().st_size if self.rollouts_path.exists() else 0
+        if there < self._end:
+            raise ExtractionError(f"{self.rollouts_path} has lost lines: delete {self.path} and start again")
+        if there > self._end:
+            os.truncate(self.rollouts_path, self._end)
+
+    def rollouts(self) -> Iterator[dict[str, Any]]:
+        """The lines of rollouts.jsonl, in order."""
+        with self.rollouts_path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+    def _block_path(self, index: int) -> Path:
+        return self.path / "blocks" / f"{index:05d}.safetensors"
+
+
+_OWN = {"plan.json", "splits.json", "rollouts.jsonl", "blocks", "lock"}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: whoever looks sees the old content or the new, also after a crash."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ExtractionError(f"cannot write {path}: {error.strerror}; nothing finished is lost") from error
+
+
+def refuse_difference(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `ExtractionError` naming each setting in which the run in this directory differs from the one
+    asked for."""
+    differences = list(_differences(stored, wanted, ""))
+    if differences:
+        raise ExtractionError(
+            f"{path} holds a run with other settings: {'; '.join(differences)}. "
+            "Use the same settings, another run directory, or delete this one"
+        )
+
+
+def _differences(stored: Any, wanted: Any, name: str) -> Iterator[str]:
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
+        for key in sorted({*stored, *wanted}):
+            yield from _differences(stored.get(key), wanted.get(key), f"{name}.{key}" if name else key)
+    elif stored != wanted:
+        yield f"{name} was {_short(stored)}, is now {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

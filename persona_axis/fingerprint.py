@@ -1,0 +1,190 @@
+"""What a model is, in a form that a file can carry and a later load can compare.
+
+Names, paths and revisions are told to people and never decide anything: a local copy of a model is that
+model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from persona_axis.errors import AxisMismatchError, ModelError
+
+if TYPE_CHECKING:  # `show` compares nothing and must not pay for torch
+    from torch import Tensor, nn
+
+_SAMPLES = 64  # values taken of each tensor
+_EMBEDDING_ROWS = 256  # of the embedding's first rows only: later tokens may be added to a vocabulary
+
+_SHAPE_KEYS = ("num_attention_heads", "num_key_value_heads", "num_experts_per_tok", "rms_norm_eps")
+
+EXCEPTIONS = ("architecture", "num_layers", "chat_template", "weights")
+"""What a caller may deliberately let differ. The hidden size is not among them: nothing would fit."""
+
+_COMPARED = {  # what `allow` calls it, the key in a file's metadata, what an error calls it
+    "architecture": ("architecture", "architecture"),
+    "hidden_size": ("hidden_size", "hidden size"),
+    "num_layers": ("num_layers", "number of layers"),
+    "chat_template": ("chat_template_sha256", "chat template"),
+    "weights": ("weights_sha256", "weights fingerprint"),
+}
+
+
+class ModelFacts(TypedDict):
+    """What `model_facts` tells; the last four decide whether a file fits."""
+
+    model: str
+    revision: str | None
+    dtype: str
+    architecture: str
+    hidden_size: int
+    num_layers: int
+    weights_sha256: str
+
+
+def model_facts(model: nn.Module, stack: str | None = None) -> ModelFacts:
+    """The facts of `model` that an axis file states; `stack` names the layer list where structure cannot.
+
+    `architecture` is the `model_type` of the part that generates text (the same with and without a head or a
+    vision tower). Raises `ResidualError` for a model whose layers cannot be found.
+    """
+    from persona_axis._layout import find_stack, hidden_size, text_config
+
+    config = text_config(model)
+    top = getattr(model, "config", None)
+    layers = find_stack(model, stack).layers
+    return ModelFacts(
+        model=str(getattr(top, "_name_or_path", "") or type(model).__name__),
+        revision=getattr(top, "_commit_hash", None),
+        dtype=str(next(layers[0].parameters()).dtype).removeprefix("torch."),
+        architecture=str(getattr(config, "model_type", None) or type(model).__name__),
+        hidden_size=hidden_size(model),
+        num_layers=len(layers),
+        weights_sha256=weights_fingerprint(model, stack),
+    )
+
+
+def weights_fingerprint(model: nn.Module, stack: str | None = None) -> str:
+    """sha256 over the shapes and sampled values of the embedding and the first, middle and last layer.
+
+    Values are rounded to bfloat16 first, so the same checkpoint has one fingerprint in float32 and in
+    bfloat16, on any device, before and after saving, under any wrapper that keeps the layers' own parameter
+    names. Tokens added to the vocabulary do not change it; other weights, an adapter or a quantised copy do.
+    A float16 copy may differ (values below 6e-5 lose bits there). Raises `ModelError` for weights that cannot
+    be read.
+    """
+    from persona_axis._layout import find_stack, text_config
+
+    config = text_config(model)
+    layers = find_stack(model, stack).layers
+    digest = hashlib.sha256()
+    digest.update(json.dumps({key: getattr(config, key, None) for key in _SHAPE_KEYS}).encode())
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    if embedding is not None:
+        with _present(embedding):
+            rows = embedding.weight[:_EMBEDDING_ROWS]
+            digest.update(f"embedding {list(embedding.weight.shape[1:])}".encode() + _sampled([rows]))
+    for index in sorted({0, len(layers) // 2, len(layers) - 1}):
+        with _present(layers[index]):
+            named = sorted((n.replace("_orig_mod.", ""), p) for n, p in layers[index].named_parameters())
+            digest.update(f"{index} {[(name, list(p.shape)) for name, p in named]}".encode())
+            digest.update(_sampled([parameter for _, parameter in named]))
+    return digest.hexdigest()
+
+
+def template_sha256(source: Any) -> str | None:
+    """sha256 of a chat template: of a tokenizer's (anything with `.chat_template`) or of the text itself.
+
+    None where there is no template. A tokenizer that holds several by name is hashed as all of them.
+    """
+    template = source if isinstance(source, str) else getattr(source, "chat_template", None)
+    if template is None:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_same(
+    stated: Mapping[str, Any],
+    model: nn.Module,
+    template: Any = None,
+    allow: Collection[str] = (),
+    stack: str | None = None,
+) -> None:
+    """Raise `AxisMismatchError` unless `model` (and its chat template) is what `stated` says.
+
+    `stated` holds any of the keys of `ModelFacts` and `chat_template_sha256`; what it does not state is not
+    checked, nor is the template when none is given. `allow` names the differences that are deliberate.
+    """
+    unknown = sorted(set(allow) - set(EXCEPTIONS))
+    if isinstance(allow, str) or unknown:
+        raise AxisMismatchError(f"allow={allow!r}: expected a collection of {', '.join(EXCEPTIONS)}")
+    here: dict[str, Any] = dict(_facts_to_compare(stated, model, allow, stack))
+    if template is not None:
+        here["chat_template_sha256"] = template_sha256(template)
+    differences = list(_differences(stated, here, allow))
+    if not differences:
+        return
+    name, own_name = stated.get("model"), getattr(getattr(model, "config", None), "_name_or_path", None)
+    raise AxisMismatchError(
+        f"made for another model: {'; '.join(differences)} (made for {name or 'an unnamed model'}, used on "
+        f"{own_name or type(model).__name__}); a deliberate difference is passed as allow=(...)"
+    )
+
+
+def _facts_to_compare(
+    stated: Mapping[str, Any], model: nn.Module, allow: Collection[str], stack: str | None
+) -> Iterator[tuple[str, Any]]:
+    """The model's side of the comparison; the weights are read only when they can decide."""
+    from persona_axis._layout import find_stack, hidden_size, text_config
+
+    yield "hidden_size", hidden_size(model)
+    yield "num_layers", len(find_stack(model, stack).layers)
+    yield "architecture", getattr(text_config(model), "model_type", None) or type(model).__name__
+    if stated.get("weights_sha256") is not None and "weights" not in allow:
+        yield "weights_sha256", weights_fingerprint(model, stack)
+
+
+def _differences(stated: Mapping[str, Any], here: Mapping[str, Any], allow: Collection[str]) -> Iterator[str]:
+    for name, (key, said) in _COMPARED.items():
+        if name in allow or key not in here or stated.get(key) is None or stated[key] == here[key]:
+            continue
+        yield f"{said} is {_short(stated[key])} in the file and {_short(here[key])} here"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}..." if len(text) == 64 else text
+
+
+def _sampled(tensors: list[Tensor]) -> bytes:
+    """Evenly spaced values of each tensor; bfloat16 bits of floats, int64 of packed integers."""
+    import torch
+
+    taken: list[Tensor] = []
+    for tensor in tensors:
+        if tensor.is_meta:
+            raise ModelError("weights on the meta device cannot be read: load the model first")
+        flat = tensor.detach().reshape(-1)
+        # Integer arithmetic, because a float linspace rounds differently from one device to another.
+        count = min(_SAMPLES, flat.numel())
+        at = torch.arange(count, device=flat.device) * flat.numel() // max(count, 1)
+        values = flat[at]
+        taken.append(values.to(torch.bfloat16).view(torch.int16) if values.is_floating_point() else values)
+    return b"".join(values.to(device="cpu", dtype=torch.int64).numpy().tobytes() for values in taken)
+
+
+def _present(module: nn.Module) -> ExitStack:
+    """Bring weights that accelerate keeps off their device (`device_map` offloading) into reach."""
+    present = ExitStack()
+    away = [part for part in module.modules() if any(p.is_meta for p in part.parameters(recurse=False))]
+    if away:
+        from accelerate.utils import align_module_device  # type: ignore[import-untyped]
+
+        for part in away:
+            present.enter_context(align_module_device(part))
+    return present
