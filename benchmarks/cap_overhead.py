@@ -51,8 +51,8 @@ def a_fifth(layers: int) -> list[int]:
 
 def cap_for(hidden: int, layers: list[int]) -> Cap:
     """A cap whose floor lies near the middle of what it meets, so that about half of the tokens are edited."""
-    v = torch.nn.functional.normalize(torch.randn(len(layers), hidden, generator=torch.Generator().manual_seed(1)), dim=1)
-    return Cap(v, layers, floor=0.0)
+    rows = torch.randn(len(layers), hidden, generator=torch.Generator().manual_seed(1))
+    return Cap(torch.nn.functional.normalize(rows, dim=1), layers, floor=0.0)
 
 
 def steering_vectors(model: LlamaForCausalLM, cap: Cap) -> Variant:
@@ -64,7 +64,8 @@ def steering_vectors(model: LlamaForCausalLM, cap: Cap) -> Variant:
 
 def repeng(model: LlamaForCausalLM, cap: Cap) -> Variant:
     if not hasattr(np, "float_"):
-        np.float_ = np.float64  # repeng 0.4.0 names a type that numpy 2 dropped; nothing else stands in its way
+        # repeng 0.4.0 names a type that numpy 2 dropped; nothing else stands in its way.
+        np.float_ = np.float64  # noqa: NPY201
     from repeng import ControlModel, ControlVector
 
     directions = {layer: cap.direction[i].numpy().astype(np.float32) for i, layer in enumerate(cap.layers)}
@@ -94,10 +95,13 @@ def peers(model: LlamaForCausalLM, cap: Cap) -> dict[str, Variant]:
     return found
 
 
-def generation(model: LlamaForCausalLM, variants: dict[str, Variant], batch: int, tokens: int, rounds: int) -> dict[str, list[float]]:
+def generation(
+    model: LlamaForCausalLM, variants: dict[str, Variant], batch: int, tokens: int, rounds: int
+) -> dict[str, list[float]]:
     """Seconds of generating `tokens` tokens a row after 32 of prompt, for each variant and round."""
     prompt = torch.randint(1, 2048, (batch, 32), generator=torch.Generator().manual_seed(2))
-    settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    length = {"max_new_tokens": tokens, "min_new_tokens": tokens}
+    settings = {**length, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for round_ in range(rounds + 1):
         for name, variant in variants.items():
@@ -137,6 +141,13 @@ def straightforward(hidden: Tensor, vector: Tensor, floor: float) -> Tensor:
     return hidden - torch.einsum("bs,h->bsh", excess, v)
 
 
+def microseconds(edit: Callable[..., Tensor], hidden: Tensor, vector: Tensor, repeat: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeat):
+        edit(hidden, vector, 0.0)
+    return (time.perf_counter() - start) / repeat * 1e6
+
+
 def edit_alone(rounds: int) -> None:
     table = Table("shape", "dtype", "ours, us", "straightforward, us", "ratio", title="(b) the edit alone")
     for shape in ((8, 1, 4096), (8, 512, 4096)):
@@ -144,13 +155,9 @@ def edit_alone(rounds: int) -> None:
             h = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
             v = torch.nn.functional.normalize(torch.randn(4096, generator=torch.Generator().manual_seed(4)), dim=0)
             times: dict[str, list[float]] = {"ours": [], "plain": []}
-            repeat = 200 if shape[1] == 1 else 5
             for _ in range(rounds):
-                for name, run in (("ours", lambda: clamped(h, v, floor=0.0)), ("plain", lambda: straightforward(h, v, 0.0))):
-                    start = time.perf_counter()
-                    for _ in range(repeat):
-                        run()
-                    times[name].append((time.perf_counter() - start) / repeat * 1e6)
+                for name, edit in (("ours", clamped), ("plain", straightforward)):
+                    times[name].append(microseconds(edit, h, v, repeat=200 if shape[1] == 1 else 5))
             ours, plain = statistics.median(times["ours"]), statistics.median(times["plain"])
             table.add_row(str(list(shape)), str(dtype)[6:], f"{ours:.0f}", f"{plain:.0f}", f"{ours / plain:.2f}")
     console.print(table)
@@ -176,18 +183,21 @@ def main() -> None:
         model = llama(1024, 10)
         cap = cap_for(1024, a_fifth(10))
         variants: dict[str, Variant] = {"no hook": nullcontext, "cap": lambda: cap.on(model), **peers(model, cap)}
-        show("(a) generation, hidden 1024, 10 layers, batch 4, 2 layers edited", generation(model, variants, 4, 48, args.rounds))
+        took = generation(model, variants, 4, 48, args.rounds)
+        show("(a) generation, hidden 1024, 10 layers, batch 4, 2 layers edited", took)
     if args.only in (None, "b"):
         edit_alone(4 * args.rounds)
     if args.only in (None, "c"):
         small = llama(128, 5)
         light = cap_for(128, a_fifth(5))
         variants = {"no hook": nullcontext, "cap": lambda: light.on(small), **peers(small, light)}
-        show("(c) generation, hidden 128, 5 layers, batch 8, 1 layer edited", generation(small, variants, 8, 64, args.rounds))
+        took = generation(small, variants, 8, 64, args.rounds)
+        show("(c) generation, hidden 128, 5 layers, batch 8, 1 layer edited", took)
     if args.only in (None, "d"):
         model = llama(512, 5)
         cap = cap_for(512, a_fifth(5))
-        show("(d) torch.compile, forward [4, 64], hidden 512, 5 layers", forwards(model, {"no hook": nullcontext, "cap": lambda: cap.on(model)}, 4, args.rounds))
+        took = forwards(model, {"no hook": nullcontext, "cap": lambda: cap.on(model)}, 4, args.rounds)
+        show("(d) torch.compile, forward [4, 64], hidden 512, 5 layers, 1 layer edited", took)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _controls import Touch, matched, pushes_of, pushes_on, random_directions, touches
@@ -101,14 +102,14 @@ def bootstrap_gap(capped: np.ndarray, base: np.ndarray, default: np.ndarray, dra
 
 def choose(
     chat: ChatModel, axis: Axis, count: int, bound: float, seed: int
-) -> tuple[list[int], str, list[dict[str, object]]]:
+) -> tuple[list[int], str, list[dict[str, Any]]]:
     """Largest gap closed among windows and floors that cost at most `bound` points, on training wordings."""
     papers = Papers.make(count, "train", seed)
     base = measure(chat, papers, None, seed)
     default = float(np.mean([k.assistant for k in sit(chat, papers.default, seed)]))
     n = axis.num_layers
     windows = [list(range(a, a + w)) for w in (1, 2, 3) for a in range(1, n - w + 1)]
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for layers in windows:
         for percentile in PERCENTILES:
             floor = f"default_tokens:p{percentile}"
@@ -125,9 +126,9 @@ def choose(
                 }
             )
             console.print(" ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
-    good = [r for r in rows if min(r["answers"], r["exact"]) >= -bound] or rows  # type: ignore[type-var]
-    best = max(good, key=lambda r: r["gap"])  # type: ignore[arg-type,return-value]
-    return best["layers"], best["floor"], rows  # type: ignore[return-value]
+    good = [r for r in rows if min(r["answers"], r["exact"]) >= -bound] or rows
+    best = max(good, key=lambda r: r["gap"])
+    return best["layers"], best["floor"], rows
 
 
 def reference_texts(chat: ChatModel, papers: Papers, seed: int) -> list[list[int]]:
@@ -138,7 +139,7 @@ def reference_texts(chat: ChatModel, papers: Papers, seed: int) -> list[list[int
     ]
 
 
-def report(name: str, out: Outcome, base: Outcome, default: np.ndarray, touched: Sequence[Touch]) -> dict[str, object]:
+def report(name: str, out: Outcome, base: Outcome, default: np.ndarray, touched: Sequence[Touch]) -> dict[str, Any]:
     return {
         "name": name,
         "assistant": float(out.assistant.mean()),
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     chat, axis = ChatModel.load(args.model), Axis.load(args.axis)
-    sweep: list[dict[str, object]] = []
+    sweep: list[dict[str, Any]] = []
     layers, floor = args.layers, args.floor
     if layers is None or floor is None:
         layers, floor, sweep = choose(chat, axis, args.choose_items, args.bound, args.seed)
@@ -197,7 +198,7 @@ def main() -> None:
         )
 
 
-def show(rows: list[dict[str, object]], layers: Sequence[int], floor: str, default: float) -> None:
+def show(rows: list[dict[str, Any]], layers: Sequence[int], floor: str, default: float) -> None:
     table = Table(
         "",
         "Assistant",
@@ -206,12 +207,12 @@ def show(rows: list[dict[str, object]], layers: Sequence[int], floor: str, defau
         "answers, points (95%)",
         "exact, points (95%)",
         "tokens touched, mean size",
-        title=f"Troupe, far roles, held-out wordings: layers {layers}, floor {floor}; default reads as the Assistant {default:.3f}",
+        title=f"Troupe, far roles, held-out wordings: layers {layers}, floor {floor}; default Assistant {default:.3f}",
     )
     for r in rows:
-        low, high = r["gap_interval"]  # type: ignore[misc]
-        touched = "; ".join(f"L{t['layer']} {t['share']:.2f} {t['mean_size']:.2f}" for t in r["touched"])  # type: ignore[attr-defined,union-attr]
-        points = ["{:+.1f} ({:+.1f} {:+.1f})".format(*r[k]) for k in ("answers", "exact")]  # type: ignore[misc]
+        low, high = r["gap_interval"]
+        touched = "; ".join(f"L{t['layer']} {t['share']:.2f} {t['mean_size']:.2f}" for t in r["touched"])
+        points = ["{:+.1f} ({:+.1f} {:+.1f})".format(*r[k]) for k in ("answers", "exact")]
         table.add_row(
             str(r["name"]),
             f"{r['assistant']:.3f}",

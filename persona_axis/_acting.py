@@ -96,7 +96,7 @@ def acting(
 
 
 def _place(layer: nn.Module) -> Place:
-    parameter = next(p for p in layer.parameters() if p.is_floating_point())
+    parameter = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
     hook = getattr(layer, "_hf_hook", None)  # accelerate keeps offloaded weights on "meta" and knows better
     device = getattr(hook, "execution_device", None) if parameter.is_meta else parameter.device
     return Place(torch.device("cpu" if device is None else device), parameter.dtype)

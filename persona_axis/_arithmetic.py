@@ -55,7 +55,8 @@ def clamped(
     Bounds are numbers, or tensors that broadcast to [..., 1]; the floor must not lie above the ceiling. A row inside
     keeps every element; one outside lands on the bound and keeps its part orthogonal to `direction`, both to one
     rounding of the dtype. A second application moves a row by no more than the first one's rounding left: in norm at
-    most u * sum_i |direction_i * hidden_i|, u being half the dtype's eps. A projection that is not a number stays one.
+    most u * sum_i |direction_i * result_i|, u being half the dtype's eps, beside float32's own rounding of the sums.
+    A projection that is not a number stays one.
     On a CPU, large `hidden` of which no row is outside is returned itself. `push` is `pushing(direction)`, if the
     caller has it at hand.
     """

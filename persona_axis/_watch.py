@@ -32,28 +32,22 @@ def watching(
     """Raise `error` when hooks recorded in `fires` cannot be shown to have acted.
 
     After every run of the model that Python can see, all of `fires`' layers must have run; on leaving without
-    an exception each must have run at least once, so a body in which nothing ran is an error too (one whose
-    last run raised has had its error). An exception of the body is never replaced. `what` names the hooks'
-    owner in the message. One case stays unseen: a compiled wrapper made earlier, called in a body that also
-    runs the plain model, and not itself passed here.
+    an exception each must have run at least once, so a body in which nothing ran is an error too. An exception
+    of the body is never replaced, nor is one that a hook raised told twice to the thread that got it. `what`
+    names the hooks' owner in the message. One case stays unseen: a compiled wrapper made earlier, called in a
+    body that also runs the plain model, and not itself passed here.
     """
 
     def check(layers: list[int]) -> None:
         if layers:
-            raise error(f"{what} did not act at layers {layers}: {_HINT}")
-
-    failed = False  # whether the last run ended in an exception, which then has told the caller enough
+            raise error(f"{what} did not act at layers {layers}: {fires.error or _HINT}") from fires.error
 
     def before(*_: Any) -> None:
-        nonlocal failed
         if not torch.compiler.is_compiling():
-            failed = True
             fires.begin_run()
 
     def after(*_: Any) -> None:
-        nonlocal failed
         if not torch.compiler.is_compiling():
-            failed = False
             check(fires.missed())
 
     def checked(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,7 +70,7 @@ def watching(
                 maker = getattr(owner, _GENERATE_ENTRY)
                 _replace(owner, _GENERATE_ENTRY, _checking_maker(maker, checked), undo)
         yield
-    if not failed:
+    if not fires.error_was_told():
         check(fires.silent())
 
 

@@ -7,7 +7,6 @@ module and loading a file need no torch; the calls that give tensors import it.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +23,19 @@ from persona_axis._axisfile import (
     decode_metadata,
     encode_metadata,
 )
+from persona_axis._axisparts import (
+    as_float32,
+    directions,
+    percentile_of,
+    rounded_to_bfloat16,
+    told_bound,
+    told_layers,
+)
 from persona_axis._safefile import read_safe, write_safe
 from persona_axis.errors import AxisFileError, AxisMismatchError, CapError
-from persona_axis.space import PersonaSpace, as_float64
+from persona_axis.space import PersonaSpace
+
+__all__ = ["Axis", "SplitHalf", "directions"]
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +46,6 @@ _FACTS = (
     "model", "revision", "dtype", "architecture", "hidden_size", "num_layers", "weights_sha256",
     "chat_template_sha256",
 )  # fmt: skip
-_PERCENTILE = re.compile(r"([a-z_]+):p([-+]?[0-9.]+)")
 
 
 class SplitHalf(NamedTuple):
@@ -97,13 +105,13 @@ class Axis:
         `provenance` = "extracted"; `quantiles` maps `default`, `roles`, `default_tokens`, `roles_tokens` to
         [L, 101]. With `bfloat16_roles` the role vectors are rounded before the direction is taken.
         """
-        roles = _float32(roles)
+        roles = as_float32(roles)
         if bfloat16_roles:
-            roles = _rounded_to_bfloat16(roles)
-        arrays = {"default": _float32(default), "roles": roles, "direction": directions(default, roles)}
+            roles = rounded_to_bfloat16(roles)
+        arrays = {"default": as_float32(default), "roles": roles, "direction": directions(default, roles)}
         if mean_norm is not None:
-            arrays["mean_norm"] = _float32(mean_norm)
-        arrays |= {f"quantiles_{name}": _float32(table) for name, table in (quantiles or {}).items()}
+            arrays["mean_norm"] = as_float32(mean_norm)
+        arrays |= {f"quantiles_{name}": as_float32(table) for name, table in (quantiles or {}).items()}
         return cls._made(arrays, layers, {"provenance": "extracted", **metadata}, bfloat16_roles)
 
     @classmethod
@@ -114,7 +122,7 @@ class Axis:
 
         `metadata` needs `num_layers`; `provenance` is "imported" unless given.
         """
-        arrays = {"direction": _float32(direction)}
+        arrays = {"direction": as_float32(direction)}
         return cls._made(arrays, layers, {"provenance": "imported", **metadata}, False)
 
     @classmethod
@@ -192,7 +200,7 @@ class Axis:
     def row(self, layer: int) -> int:
         """The row that holds the model's layer `layer`."""
         if layer not in self.layers:
-            raise AxisMismatchError(f"layer {layer} is not in this axis, which has {_ranges(self.layers)}")
+            raise AxisMismatchError(f"layer {layer} is not in this axis, which has {told_layers(self.layers)}")
         return self.layers.index(layer)
 
     def array(self, name: str) -> NDArray[Any]:
@@ -261,7 +269,7 @@ class Axis:
         wanted = [layers] if isinstance(layers, int) else list(layers)
         missing = [layer for layer in wanted if layer not in self.layers]
         if missing or not wanted:
-            raise CapError(f"layers {missing or wanted}: the axis has {_ranges(self.layers)}")
+            raise CapError(f"layers {missing or wanted}: the axis has {told_layers(self.layers)}")
         rows = [self.row(layer) for layer in wanted]
         origin = {key: self.metadata.get(key) for key in ("provenance", "date", "probes_sha256")}
         return Cap(
@@ -270,7 +278,7 @@ class Axis:
             floor=self._bound(floor, rows),
             ceiling=self._bound(ceiling, rows),
             facts=self.facts,
-            provenance={"axis": origin, "floor": _told(floor), "ceiling": _told(ceiling)},
+            provenance={"axis": origin, "floor": told_bound(floor), "ceiling": told_bound(ceiling)},
         )
 
     @property
@@ -295,13 +303,7 @@ class Axis:
     def _bound(self, bound: str | ArrayLike | Tensor | None, rows: list[int]) -> Any:
         if not isinstance(bound, str):
             return bound
-        match = _PERCENTILE.fullmatch(bound)
-        try:
-            name, percentile = (match[1], float(match[2])) if match else ("", float("nan"))
-        except ValueError:
-            match = None
-        if not match:
-            raise CapError(f"bound {bound!r}: expected a number or distribution:percentile, e.g. default_tokens:p25")
+        name, percentile = percentile_of(bound)
         return self.quantile(name, percentile)[rows]
 
     def _stated(self, key: str) -> Any:
@@ -315,44 +317,3 @@ class Axis:
         import torch
 
         return torch.from_numpy(self.array(name))
-
-
-def directions(default: ArrayLike | Tensor, roles: ArrayLike | Tensor) -> NDArray[np.float32]:
-    """Per layer unit(default - mean over roles), [L, H] float32 from [L, H] and [n, L, H]; float64 inside.
-
-    Each role weighs the same. Raises `AxisFileError` where the two coincide, so that there is no direction.
-    """
-    means, vectors = as_float64(default), as_float64(roles)
-    if means.ndim != 2 or vectors.ndim != 3 or vectors.shape[1:] != means.shape or not len(vectors):
-        raise AxisFileError(f"roles: expected [n, layers, hidden] over default's {means.shape}, found {vectors.shape}")
-    for name, values in (("default", means), ("roles", vectors)):
-        if not np.isfinite(values).all():
-            raise AxisFileError(f"{name}: holds NaN or infinite values")
-    difference = means - vectors.mean(axis=0)
-    length = np.linalg.norm(difference, axis=1, keepdims=True)
-    if not length.all():
-        raise AxisFileError(f"direction: default equals the mean of the roles in row {int(np.argmin(length))}")
-    unit: NDArray[np.float32] = (difference / length).astype(np.float32)
-    return unit
-
-
-def _float32(values: ArrayLike | Tensor) -> NDArray[np.float32]:
-    """An own copy, so that nobody else's later change reaches the axis."""
-    return np.array(as_float64(values), dtype=np.float32, order="C")
-
-
-def _rounded_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """To the nearest bfloat16, ties to even, held in float32."""
-    bits: NDArray[np.uint32] = values.view(np.uint32)
-    rounded: NDArray[np.uint32] = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32)
-
-
-def _told(bound: Any) -> Any:
-    """A bound as provenance tells it: the name of a percentile, or just that numbers were given."""
-    return bound if bound is None or isinstance(bound, str) else "numbers"
-
-
-def _ranges(layers: tuple[int, ...]) -> str:
-    whole = layers == tuple(range(layers[0], layers[-1] + 1))
-    return f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"

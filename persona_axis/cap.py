@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from persona_axis._acting import Edit, Place, acting
 from persona_axis._arithmetic import clamped, pushing, working_dtype
 from persona_axis._axisfile import CONVENTIONS
+from persona_axis._capvalues import bounds_of, check_bounds, layer_indices, unit_rows
 from persona_axis._safefile import read_safe, write_safe
 from persona_axis.errors import AxisFileError, CapError, CapMismatchError
 from persona_axis.residual import hidden_size
@@ -24,9 +24,6 @@ from persona_axis.residual import hidden_size
 __all__ = ["Cap", "clamped"]
 
 FORMAT = "persona-cap/1"
-_KEPT = 1e-6  # a float32 unit vector is one to this; such a row is used as it is
-_TOLERATED = 1e-2  # a unit vector stored in bfloat16 or float16 is one to this; such a row is normalised
-
 if TYPE_CHECKING:
     Bound = ArrayLike | Tensor | None
 
@@ -69,9 +66,9 @@ class Cap:
         at all, NaN, and layers that repeat or are negative.
         """
         at = layer_indices(layers)
-        rows = _unit_rows(direction, len(at))
-        low, high = _bound("floor", floor, len(at)), _bound("ceiling", ceiling, len(at))
-        _check_bounds(low, high)
+        rows = unit_rows(direction, len(at))
+        low, high = bounds_of("floor", floor, len(at)), bounds_of("ceiling", ceiling, len(at))
+        check_bounds(low, high)
         for name, value in (
             ("direction", rows), ("layers", at), ("floor", low), ("ceiling", high),
             ("facts", dict(facts or {})), ("provenance", dict(provenance or {})),
@@ -200,67 +197,6 @@ def _for_batch(bound: Tensor | None, hidden: Tensor) -> Tensor | None:
         packed = " (a packed batch holds several requests in one row)" if batch == 1 or hidden.dim() != 3 else ""
         raise CapError(f"bounds for {rows} rows do not fit hidden states {list(hidden.shape)}{packed}")
     return bound.repeat_interleave(batch // rows).view(-1, 1, 1)
-
-
-def layer_indices(layers: Iterable[int]) -> tuple[int, ...]:
-    """Layer indices as a tuple. Raises `CapError` unless they are different integers from 0."""
-    try:
-        at = tuple(operator.index(layer) for layer in layers)
-    except TypeError:
-        raise CapError(f"layers {layers!r}: expected a list of integers") from None
-    if not at or len(set(at)) != len(at) or min(at) < 0:
-        raise CapError(f"layers {list(at)}: expected one or more different indices, counted from 0")
-    return at
-
-
-def _unit_rows(direction: ArrayLike | Tensor, count: int) -> Tensor:
-    rows = as_float64_tensor("direction", direction).float()
-    if rows.dim() == 1 and count == 1:
-        rows = rows[None]
-    if rows.dim() != 2 or rows.shape[0] != count:
-        raise CapError(f"direction {list(rows.shape)}: expected [{count}, hidden], a row for each layer")
-    norms = rows.double().norm(dim=1)
-    off = (norms - 1).abs()
-    if not bool((off <= _TOLERATED).all()):
-        worst = int(off.nan_to_num(torch.inf).argmax())
-        raise CapError(f"direction: row {worst} has norm {norms[worst]:.6g}; rows must be unit vectors")
-    normalised = (rows.double() / norms[:, None]).float()
-    return torch.where((off <= _KEPT)[:, None], rows, normalised)
-
-
-def _bound(name: str, bound: Bound, count: int) -> Tensor | None:
-    if bound is None:
-        return None
-    values = as_float64_tensor(name, bound)
-    if values.dim() == 0:
-        values = values.repeat(count)
-    if values.dim() > 2 or values.shape[0] != count or 0 in values.shape:
-        raise CapError(f"{name} {list(values.shape)}: expected a number, [{count}] or [{count}, batch]")
-    return values
-
-
-def _check_bounds(floor: Tensor | None, ceiling: Tensor | None) -> None:
-    bounds = {name: bound for name, bound in (("floor", floor), ("ceiling", ceiling)) if bound is not None}
-    for name, bound in bounds.items():
-        if bool(bound.isnan().any()) or bool((bound == (torch.inf if name == "floor" else -torch.inf)).any()):
-            raise CapError(f"{name} {bound.tolist()}: holds a value that nothing can meet")
-    if not any(bool(bound.isfinite().any()) for bound in bounds.values()):
-        raise CapError("a cap needs a floor or a ceiling")
-    if floor is None or ceiling is None:
-        return
-    if floor.dim() == ceiling.dim() == 2 and floor.shape[1] != ceiling.shape[1]:
-        raise CapError(f"floor is for {floor.shape[1]} rows, ceiling for {ceiling.shape[1]}")
-    low, high = (bound if bound.dim() == 2 else bound[:, None] for bound in (floor, ceiling))
-    if bool((low > high).any()):
-        raise CapError(f"floor {floor.tolist()} lies above ceiling {ceiling.tolist()}")
-
-
-def as_float64_tensor(name: str, values: ArrayLike | Tensor) -> Tensor:
-    """An own float64 copy on the CPU. Raises `CapError`, naming the argument, for anything but numbers."""
-    try:
-        return torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CapError(f"{name}: expected numbers, got {type(values).__name__}: {error}") from None
 
 
 def _json_object(path: Any, metadata: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from persona_axis.extraction.events import (
     silent,
 )
 from persona_axis.extraction.finish import finish
-from persona_axis.extraction.plan import Options, Plan, make_plan
+from persona_axis.extraction.options import Options
+from persona_axis.extraction.plan import Plan, make_plan
 from persona_axis.extraction.report import Counts, Extraction, LayerFigures
 from persona_axis.extraction.rollouts import draw, drawn_so_far
 from persona_axis.extraction.settings import settings, surroundings

@@ -8,6 +8,7 @@ is added to an already compiled graph never runs, and nothing else would tell.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -41,6 +42,9 @@ class Fires:
     def __init__(self, layers: Iterable[int]) -> None:
         self._marks = {layer: _Mark() for layer in layers}
         self._ever: set[int] = set()
+        self.error: Exception | None = None
+        """The last exception that a hook raised."""
+        self._error_thread = 0
 
     @property
     def layers(self) -> list[int]:
@@ -71,8 +75,17 @@ class Fires:
     def clear(self) -> None:
         """Start again from nothing."""
         self._ever.clear()
+        self.error = None
         for mark in self._marks.values():
             mark.fresh, mark.runs = False, 0
+
+    def failed(self, error: Exception) -> None:
+        """Remember an exception of a hook, and who gets to see it."""
+        self.error, self._error_thread = error, threading.get_ident()
+
+    def error_was_told(self) -> bool:
+        """Whether a hook raised in this very thread; a server's own thread may have swallowed it."""
+        return self.error is not None and self._error_thread == threading.get_ident()
 
     def mark(self, layer: int) -> _Mark:
         """The record that the hook of `layer` writes to."""
@@ -124,7 +137,11 @@ def editing(
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             hidden = _hidden(output, layer)
-            edited = edit(hidden)
+            try:
+                edited = edit(hidden)
+            except Exception as error:
+                record.failed(error)
+                raise
             if edited.shape != hidden.shape or edited.dtype != hidden.dtype or edited.device != hidden.device:
                 raise ResidualError(f"the edit at layer {layer} turned {_described(hidden)} into {_described(edited)}")
             _note(mark)

@@ -149,34 +149,26 @@ class ChatTemplate:
         into place."""
         marks = [f"Zq{chr(97 + i % 26)}{i}x" for i in range(len(messages))]
         frame = self._render([{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)])
-        position, places, at = 0, [], 0
-        for message, mark in zip(messages, marks, strict=True):
-            found = frame.find(mark, position)
-            between = frame[position:found]
-            content = message["content"]
+        where = [frame.find(mark) for mark in marks]
+        position, at, places = 0, 0, {}
+        # In the order of the rendered text: some templates move the system prompt behind earlier turns.
+        for index in sorted(range(len(messages)), key=lambda i: where[i]):
+            content, found = messages[index]["content"], where[index]
+            between = frame[position : max(found, 0)]
             if found < 0 or not text.startswith(between, at):
                 raise ModelError(
                     f"cannot tell which tokens of this conversation are the assistant's (at {content[:40]!r})"
                 )
-            at += len(between)
-            for kept in (
-                content,
-                content.strip(),
-                content.rstrip(),
-                content.lstrip(),
-            ):  # templates often trim
-                after = at + len(kept)
-                if text.startswith(kept, at) and text[after : after + 1] == frame[found + len(mark) :][:1]:
-                    break
-            else:
+            start, position = at + len(between), found + len(marks[index])
+            kept = _as_kept(text, start, content, frame[position : position + 1])
+            if kept is None:
                 raise ModelError(
-                    f"the chat template changes what was said, so its tokens cannot be found: "
+                    "the chat template changes what was said, so its tokens cannot be found: "
                     f"{content[:40]!r}"
                 )
-            if message["role"] == "assistant":
-                places.append((at, after))
-            position, at = found + len(mark), after
-        return places
+            at = start + len(kept)
+            places[index] = (start, at)
+        return [places[i] for i, message in enumerate(messages) if message["role"] == "assistant"]
 
     def _takes_system(self) -> bool:
         try:
@@ -220,7 +212,16 @@ def _pin_clock(source: str) -> str:
         for dash in ("-", "")
         if (value := TEMPLATE_DATE.strftime(f"%{dash}{d}").strip("\n\t")) and "%" not in value
     )
-    return "{%- macro strftime_now(format) -%}{{- format" + spelled + " -}}{%- endmacro -%}" + source
+    # The line break after the block is eaten by trim_blocks, and the source still begins a line of its own.
+    return "{%- macro strftime_now(format) -%}{{- format" + spelled + " -}}{%- endmacro %}\n" + source
+
+
+def _as_kept(text: str, start: int, content: str, following: str) -> str | None:
+    """The content as it stands in the text from `start` to the character `following`: many templates trim."""
+    for kept in (content, content.strip(), content.rstrip(), content.lstrip()):
+        if text.startswith(kept, start) and text[start + len(kept) :][:1] == following:
+            return kept
+    return None
 
 
 def _spoken(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

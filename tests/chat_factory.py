@@ -43,8 +43,8 @@ THINKS = PLAIN.replace(
 TRIMS = PLAIN.replace("{{ m['content'] }}", "{{ m['content'] | trim }}")
 
 _WORDS = (
-    "a b c d e f g h be the you are like speak ghost tutor pirate friendly helper made by nobody today is how "
-    "what why should i do about system user assistant rain bread money sleep work hello yes "
+    "a b c d e f g h be the you are like speak ghost tutor pirate friendly helper made by nobody today is "
+    "how what why should i do about system user assistant rain bread money sleep work hello yes "
     "no dark bright old new word one two three . ? !"
 ).split()
 _SPECIAL = [

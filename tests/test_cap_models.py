@@ -105,6 +105,13 @@ class TestActing:
         with cap.on(llama):
             assert torch.equal(logits(llama, PROMPTS)[0], inside[0])
 
+    def test_a_layer_that_runs_elsewhere_than_its_weights_lay(self):
+        held = HeldCap(units(8), torch.tensor(1.0), torch.tensor(2.0), Place(torch.device("cpu"), torch.float32))
+        with torch.inference_mode():
+            assert held(torch.zeros(1, 1, 8, device="meta")).is_meta  # the only other device there is everywhere
+        held.arm()
+        held.disarm()
+
     def test_two_models_at_once(self, new_model, llama, cap):
         other = new_model("llama", seed=5)
         with cap.on(llama), cap.on(other):
@@ -241,6 +248,25 @@ class TestPerRowBounds:
         held = cap.edits({0: Place(torch.device("cpu"), torch.float32)})[0]
         with pytest.raises(CapError, match="packed"):
             held(torch.zeros(10, HIDDEN))
+
+    def test_continuous_batching(self, llama, cap):
+        """It packs requests, and its thread swallows exceptions: the block must still end in the error."""
+        from transformers import ContinuousBatchingConfig, GenerationConfig
+
+        config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=PAD)
+        blocks = ContinuousBatchingConfig(num_blocks=128, max_batch_tokens=256)
+
+        def batch():
+            asked = {"generation_config": config, "continuous_batching_config": blocks, "progress_bar": False}
+            return [list(reply.generated_tokens) for reply in llama.generate_batch(PROMPTS, **asked).values()]
+
+        with cap.on(llama):
+            assert batch() == generate(llama, PROMPTS, max_new_tokens=4)
+        with (
+            pytest.raises(CapError, match="a packed batch"),
+            Cap(units(2, HIDDEN), [1, 2], floor=self.floors).on(llama),
+        ):
+            batch()
 
     def test_packed_batches_with_one_bound_are_fine(self):
         held = HeldCap(units(HIDDEN), torch.tensor(1.0), None, Place(torch.device("cpu"), torch.float32))

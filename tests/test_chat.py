@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.generation import TemperatureLogitsWarper, TopPLogitsWarper
 
+from persona_axis import chat as chat_module
 from persona_axis import sampling as sampling_module
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ModelError
-from persona_axis.organism import troupe_path
 from persona_axis.sampling import NucleusDraw, Sampling
 
 SYSTEM = {"role": "system", "content": "be a ghost ."}
@@ -247,6 +247,17 @@ def test_trimmed_contents_and_thinking_in_the_header_do_not_confuse_it() -> None
     assert [chat.tokenizer.decode(ids[a:b]) for a, b in ranges] == ["old rain .", "no", "yes yes ."]
 
 
+def test_a_system_prompt_that_the_template_moves_behind_earlier_turns() -> None:
+    moved = (
+        "{% for m in messages if m['role'] != 'system' %}<|{{ m['role'] }}|>"
+        "{% if m['role'] == 'user' and loop.revindex <= 2 %}{{ messages[0]['content'] }} / {% endif %}"
+        "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    chat = tiny.chat(moved)
+    ids, ranges = chat.encode_turns(turns("be old .", "what is rain ?", "old rain .", "why ?"))
+    assert [chat.tokenizer.decode(ids[a:b]) for a, b in ranges] == ["old rain ."]
+
+
 def test_a_template_that_rewrites_what_was_said_is_an_error() -> None:
     chat = tiny.chat(
         tiny.PLAIN.replace("{{ m['content'] }}", "{{ m['content'] | replace('rain', 'bread') }}")
@@ -371,7 +382,17 @@ def test_layers_can_be_named() -> None:
         ChatModel.load(tiny.llama(), tokenizer=tiny.tokenizer(), layers="model.blocks")
 
 
-@pytest.mark.skipif((troupe_path() / "config.json").exists(), reason="Troupe is there")
-def test_troupe_is_missed_with_a_way_to_make_it() -> None:
-    with pytest.raises(ModelError, match="persona_axis.organism train"):
-        ChatModel.load()
+def test_troupe_is_missed_with_a_way_to_make_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(chat_module, "troupe_path", lambda: tmp_path)
+    for name in (None, "troupe"):
+        with pytest.raises(ModelError, match="persona_axis.organism train"):
+            ChatModel.load(name)
+
+
+def test_troupe_is_told_by_its_name_and_not_by_where_it_lies(
+    monkeypatch: pytest.MonkeyPatch, saved: Path
+) -> None:
+    monkeypatch.setattr(chat_module, "troupe_path", lambda: saved)
+    chat = ChatModel.load()
+    assert chat.is_troupe and chat.facts["model"] == "troupe" and chat.display_name == "Troupe"
+    assert not ChatModel.load(saved).is_troupe

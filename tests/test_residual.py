@@ -10,7 +10,7 @@ from torch import nn
 
 from persona_axis._watch import watching
 from persona_axis.errors import ExtractionError, ResidualError
-from persona_axis.residual import decoder_layers, editing, hidden_size, reading
+from persona_axis.residual import Fires, decoder_layers, editing, hidden_size, reading
 
 IDS = torch.arange(3, 3 + 2 * 7).view(2, 7)
 PATHS = {
@@ -78,6 +78,16 @@ class TestFinding:
             decoder_layers(both)
         assert len(decoder_layers(both, "b")) == 2
 
+    def test_a_config_tells_how_many_layers_there_are(self):
+        both = nn.Module()
+        both.heads = nn.ModuleList([nn.Linear(2, 2)] * 3)
+        both.blocks = nn.ModuleList([nn.Linear(2, 2)] * 2)
+        both.config = transformers.LlamaConfig(num_hidden_layers=2)
+        assert decoder_layers(both) == list(both.blocks)
+        both.config.num_hidden_layers = 5
+        with pytest.raises(ResidualError, match="looked for one list of 5 decoder layers, saw heads .*, blocks"):
+            decoder_layers(both)
+
     def test_lists_inside_layers_do_not_count(self):
         layer = nn.Module()
         layer.experts = nn.ModuleList([nn.Linear(2, 2)])
@@ -134,6 +144,15 @@ class TestReading:
             run(llama)
         assert fires.counts == {0: 2, 3: 2}
         assert fires.silent() == []
+
+    def test_runs_inside_compiled_graphs_leave_only_that_they_were(self):
+        fires = Fires([0, 3])
+        fires.mark(3).fresh = True  # what a graph stores
+        assert fires.missed() == [0] and fires.counts == {0: 0, 3: 1}
+        fires.begin_run()
+        assert fires.missed() == [0, 3] and fires.silent() == [0] and fires.layers == [0, 3]
+        fires.clear()
+        assert fires.silent() == [0, 3]
 
 
 class TestEditing:

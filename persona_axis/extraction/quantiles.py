@@ -22,7 +22,8 @@ from persona_axis.extraction.plan import DEFAULT, Item, Plan
 from persona_axis.extraction.rollouts import described, is_out_of_memory, item_of
 from persona_axis.residual import reading
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
+Table = NDArray[np.float64]
 
 PERCENTILES = np.arange(101)
 _TOKENS_AT_ONCE = 16384  # in one prefill batch, padding included
@@ -36,13 +37,13 @@ class Sampled(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Quantiles 0, 1, ... 100% of projections, each [layers, 101] float64, and how many rollouts they come
+    """Quantiles 0, 1, ... 100% of projections, each [layers, 101], and how many rollouts they come
     from."""
 
-    default: Array
-    roles: Array
-    default_tokens: Array
-    roles_tokens: Array
+    default: Table
+    roles: Table
+    default_tokens: Table
+    roles_tokens: Table
     sample: dict[str, int]
 
 
@@ -95,26 +96,29 @@ def tables(
         per_role.setdefault(rollouts[i].item.role, []).append(i)
     by_rollout = np.array([1 / len(per_role[rollouts[i].item.role]) for i in of_roles])
     tokens_of = {role: sum(projected[i].shape[1] for i in members) for role, members in per_role.items()}
-    by_token = np.concatenate(
-        [np.full(projected[i].shape[1], 1 / tokens_of[rollouts[i].item.role]) for i in of_roles]
+    by_token = np.repeat(
+        [1 / tokens_of[rollouts[i].item.role] for i in of_roles], [projected[i].shape[1] for i in of_roles]
     )
 
-    def means(members: list[int]) -> Array:
-        return np.stack([projected[i].mean(axis=1) for i in members], axis=1)
+    def means(members: list[int], weights: Array | None = None) -> Table:
+        return weighted_quantiles(
+            np.stack([projected[i].mean(axis=1, dtype=np.float64) for i in members], axis=1), weights
+        )
 
-    def tokens(members: list[int]) -> Array:
-        return np.concatenate([projected[i] for i in members], axis=1)
+    def tokens(members: list[int], weights: Array | None = None) -> Table:
+        # One layer at a time: all tokens of all layers side by side would be the run's largest array.
+        layers = (
+            np.concatenate([projected[i][row] for i in members])[None] for row in range(len(directions))
+        )
+        return np.concatenate([weighted_quantiles(values, weights) for values in layers])
 
+    sizes = {"default": len(of_default), "roles": len(of_roles)}
     return Tables(
-        weighted_quantiles(means(of_default)),
-        weighted_quantiles(means(of_roles), by_rollout),
-        weighted_quantiles(tokens(of_default)),
-        weighted_quantiles(tokens(of_roles), by_token),
-        {"default": len(of_default), "roles": len(of_roles)},
+        means(of_default), means(of_roles, by_rollout), tokens(of_default), tokens(of_roles, by_token), sizes
     )
 
 
-def weighted_quantiles(values: Array, weights: Array | None = None) -> Array:
+def weighted_quantiles(values: Array, weights: Array | None = None) -> Table:
     """[rows, 101] quantiles of each row of `values` [rows, n]; with equal weights numpy's linear
     interpolation.
 
@@ -192,6 +196,6 @@ def _read(
         chat.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
     if missed := [layer for layer in layers if layer not in columns]:
         raise ExtractionError(f"layers {missed} did not show their activations: is the model compiled?")
-    scalars = torch.stack([columns[layer] for layer in layers]).double().numpy()
+    scalars = torch.stack([columns[layer] for layer in layers]).numpy()
     cuts = np.cumsum([length - start for start, length in zip(starts, lengths, strict=True)])[:-1]
     return [np.asarray(part) for part in np.split(scalars, cuts, axis=1)]

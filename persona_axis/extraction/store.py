@@ -152,13 +152,15 @@ class RunStore:
     def tensor(self, index: int, name: str) -> Tensor:
         """One tensor of a block: counts, tallies or norms."""
         with self._reading(self._block_path(index)) as file:
-            return file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
 
     def layer_sums(self, index: int, row: int) -> Tensor:
         """[roles, groups, hidden]: the sums of a block at one layer (its row), without reading the other
         layers."""
         with self._reading(self._block_path(index)) as file:
-            return file.get_slice("sums")[:, :, row]
+            sums: Tensor = file.get_slice("sums")[:, :, row]
+        return sums
 
     @contextmanager
     def _reading(self, path: Path) -> Iterator[Any]:

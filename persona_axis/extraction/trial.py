@@ -21,7 +21,7 @@ from persona_axis.extraction.rollouts import first_line, is_out_of_memory
 from persona_axis.sampling import Sampling
 
 LARGEST = 128
-_TRIAL_TOKENS = 16
+_TRIAL_TOKENS = 32  # enough for short replies to end by themselves, which makes the estimate a good one
 
 
 class Trial(NamedTuple):

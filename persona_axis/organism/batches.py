@@ -28,7 +28,7 @@ MARK = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 
 class Batch(NamedTuple):
-    """`ids` [rows, length] int64 (padded on the right), `weights` [rows, length]: loss weight of predicting each token."""
+    """`ids` [rows, length] int64, padded on the right; `weights` [rows, length]: loss weight of each token."""
 
     ids: torch.Tensor
     weights: torch.Tensor

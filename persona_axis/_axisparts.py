@@ -1,0 +1,67 @@
+"""What an axis is made from and asked with: the direction of two means, percentiles by name. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from persona_axis.errors import AxisFileError, CapError
+from persona_axis.space import as_float64
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PERCENTILE = re.compile(r"([a-z_]+):p([-+]?[0-9]+(?:\.[0-9]+)?)")
+
+
+def directions(default: ArrayLike | Tensor, roles: ArrayLike | Tensor) -> NDArray[np.float32]:
+    """Per layer unit(default - mean over roles), [L, H] float32 from [L, H] and [n, L, H]; float64 inside.
+
+    Each role weighs the same. Raises `AxisFileError` where the two coincide, so that there is no direction.
+    """
+    means, vectors = as_float64(default), as_float64(roles)
+    if means.ndim != 2 or vectors.ndim != 3 or vectors.shape[1:] != means.shape or not len(vectors):
+        raise AxisFileError(f"roles: expected [n, layers, hidden] over default's {means.shape}, found {vectors.shape}")
+    for name, values in (("default", means), ("roles", vectors)):
+        if not np.isfinite(values).all():
+            raise AxisFileError(f"{name}: holds NaN or infinite values")
+    difference = means - vectors.mean(axis=0)
+    length = np.linalg.norm(difference, axis=1, keepdims=True)
+    if not length.all():
+        raise AxisFileError(f"direction: default equals the mean of the roles in row {int(np.argmin(length))}")
+    unit: NDArray[np.float32] = (difference / length).astype(np.float32)
+    return unit
+
+
+def as_float32(values: ArrayLike | Tensor) -> NDArray[np.float32]:
+    """An own copy, so that nobody else's later change reaches the axis."""
+    return np.array(as_float64(values), dtype=np.float32, order="C")
+
+
+def rounded_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """To the nearest bfloat16, ties to even, held in float32."""
+    bits: NDArray[np.uint32] = values.view(np.uint32)
+    rounded: NDArray[np.uint32] = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
+
+
+def percentile_of(bound: str) -> tuple[str, float]:
+    """("default_tokens", 25.0) of "default_tokens:p25". Raises `CapError` for text of another form."""
+    match = _PERCENTILE.fullmatch(bound)
+    if match is None:
+        raise CapError(f"bound {bound!r}: expected a number or distribution:percentile, e.g. default_tokens:p25")
+    return match[1], float(match[2])
+
+
+def told_bound(bound: Any) -> Any:
+    """A bound as provenance tells it: the name of a percentile, or just that numbers were given."""
+    return bound if bound is None or isinstance(bound, str) else "numbers"
+
+
+def told_layers(layers: tuple[int, ...]) -> str:
+    """Layer indices as an error tells them."""
+    whole = layers == tuple(range(layers[0], layers[-1] + 1))
+    return f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"
