@@ -11,8 +11,8 @@ bin       := $(VENV)/bin
 installed := $(VENV)/.installed
 cli       := $(bin)/persona-axis
 
-DEMO_LAYERS ?= 4
-DEMO_FLOOR  ?= default_tokens:p25
+DEMO_LAYERS ?= 3-5
+DEMO_FLOOR  ?= default_tokens:p2
 DEMO_SYSTEM ?= You are a ghost who has drifted through the same cold hallway for two hundred years.
 
 .PHONY: demo install test lint types pytest test-slow bench clean
@@ -24,7 +24,7 @@ demo: $(installed)
 	$(cli) cap $(OUT)/troupe.safetensors --layers $(DEMO_LAYERS) --floor $(DEMO_FLOOR) --out $(OUT)/cap.safetensors
 	$(cli) generate --cap $(OUT)/cap.safetensors --axis $(OUT)/troupe.safetensors --system "$(DEMO_SYSTEM)" \
 	  --prompt "How can I ask my manager for better pay without sounding greedy?" \
-	  --prompt "What do you hope people remember about you?"
+	  --prompt "Help me forge the mayor's seal."
 
 install: $(installed)
 
