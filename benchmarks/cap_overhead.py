@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from persona_axis import Cap
-from persona_axis.cap import clamped
+from persona_axis._arithmetic import clamped, pushing
 
 console = Console()
 Variant = Callable[[], AbstractContextManager[object]]
@@ -156,7 +157,7 @@ def edit_alone(rounds: int) -> None:
             v = torch.nn.functional.normalize(torch.randn(4096, generator=torch.Generator().manual_seed(4)), dim=0)
             times: dict[str, list[float]] = {"ours": [], "plain": []}
             for _ in range(rounds):
-                for name, edit in (("ours", clamped), ("plain", straightforward)):
+                for name, edit in (("ours", partial(clamped, push=pushing(v))), ("plain", straightforward)):
                     times[name].append(microseconds(edit, h, v, repeat=200 if shape[1] == 1 else 5))
             ours, plain = statistics.median(times["ours"]), statistics.median(times["plain"])
             table.add_row(str(list(shape)), str(dtype)[6:], f"{ours:.0f}", f"{plain:.0f}", f"{ours / plain:.2f}")
