@@ -73,17 +73,20 @@ def _generate(
                 torch.cat([d.norms for d in drawn]),
             )
         except (RuntimeError, MemoryError) as error:
-            rows = max(b - a for a, b in parts)
-            if not is_out_of_memory(error):
-                raise
-            if rows == 1:
-                raise ExtractionError(
-                    f"not even one rollout fits into memory: {first_line(error)}"
-                ) from error
+            rows = halved(max(b - a for a, b in parts), error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        splits.append((block.index, batch.index, -(-rows // 2)))
+        splits.append((block.index, batch.index, rows))
         store.write_splits(splits)
+
+
+def halved(rows: int, error: BaseException) -> int:
+    """Half as many rows, rounded up, after an error for want of memory; any other error is raised again."""
+    if not is_out_of_memory(error):
+        raise error
+    if rows == 1:
+        raise ExtractionError(f"not even one rollout fits into memory: {first_line(error)}") from error
+    return -(-rows // 2)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,10 +14,9 @@ from typing import NamedTuple
 import torch
 
 from persona_axis.chat import ChatModel
-from persona_axis.errors import ExtractionError
 from persona_axis.extraction.means import generate_with_means
 from persona_axis.extraction.plan import Plan
-from persona_axis.extraction.rollouts import first_line, is_out_of_memory
+from persona_axis.extraction.rollouts import halved
 from persona_axis.sampling import Sampling
 
 LARGEST = 128
@@ -49,13 +48,7 @@ def try_out(chat: ChatModel, plan: Plan, batch_size: int | None) -> Trial:
             prefill, steps, drawn = _timed(chat, prompts, sampling, plan.layers)
             break
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if rows == 1:
-                raise ExtractionError(
-                    f"not even one rollout fits into memory: {first_line(error)}"
-                ) from error
-        rows = -(-rows // 2)
+            rows = halved(rows, error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     longest = tokens if drawn < tokens else plan.options.sampling.max_new_tokens
