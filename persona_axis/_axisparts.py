@@ -1,20 +1,25 @@
-"""What an axis is made from and asked with: the direction of two means, percentiles by name. Needs no torch."""
+"""What an axis is made from and asked with: the direction of two means, projections. Loading it needs no torch."""
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from persona_axis.errors import AxisFileError, CapError
+from persona_axis.errors import AxisFileError, AxisMismatchError
 from persona_axis.space import as_float64
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PERCENTILE = re.compile(r"([a-z_]+):p([-+]?[0-9]+(?:\.[0-9]+)?)")
+
+class SplitHalf(NamedTuple):
+    """How certain the direction is: the cosine of two half-axes, one number per row of the file."""
+
+    cosine: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
 
 
 def directions(default: ArrayLike | Tensor, roles: ArrayLike | Tensor) -> NDArray[np.float32]:
@@ -48,17 +53,19 @@ def rounded_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return rounded.view(np.float32)
 
 
-def percentile_of(bound: str) -> tuple[str, float]:
-    """("default_tokens", 25.0) of "default_tokens:p25". Raises `CapError` for text of another form."""
-    match = _PERCENTILE.fullmatch(bound)
-    if match is None:
-        raise CapError(f"bound {bound!r}: expected a number or distribution:percentile, e.g. default_tokens:p25")
-    return match[1], float(match[2])
+def projected_on(row: NDArray[Any], hidden: Any) -> Any:
+    """<hidden, row> over the last dimension, [..., H] to [...]; what `Axis.project` promises."""
+    width = np.shape(hidden)[-1] if np.ndim(hidden) else 0
+    if width != len(row):
+        raise AxisMismatchError(f"hidden states of width {width}; the axis has {len(row)}")
+    if not hasattr(hidden, "detach"):
+        wide = np.asarray(hidden)
+        return wide.astype(np.result_type(wide.dtype, np.float32), copy=False) @ row
+    import torch
 
+    from persona_axis._arithmetic import projected
 
-def told_bound(bound: Any) -> Any:
-    """A bound as provenance tells it: the name of a percentile, or just that numbers were given."""
-    return bound if bound is None or isinstance(bound, str) else "numbers"
+    return projected(hidden, torch.from_numpy(row).to(hidden.device))
 
 
 def told_layers(layers: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,11 +24,11 @@ from persona_axis._axisfile import (
     encode_metadata,
 )
 from persona_axis._axisparts import (
+    SplitHalf,
     as_float32,
     directions,
-    percentile_of,
+    projected_on,
     rounded_to_bfloat16,
-    told_bound,
     told_layers,
 )
 from persona_axis._safefile import read_safe, write_safe
@@ -46,14 +46,6 @@ _FACTS = (
     "model", "revision", "dtype", "architecture", "hidden_size", "num_layers", "weights_sha256",
     "chat_template_sha256",
 )  # fmt: skip
-
-
-class SplitHalf(NamedTuple):
-    """How certain the direction is: the cosine of two half-axes, one number per row of the file."""
-
-    cosine: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,18 +222,7 @@ class Axis:
         A torch tensor [..., H] gives a tensor [...] on its device, anything else a numpy array; in float32 at
         least. Larger means more Assistant.
         """
-        row = self.arrays["direction"][self.row(layer)]
-        width = np.shape(hidden)[-1] if np.ndim(hidden) else 0
-        if width != self.hidden_size:
-            raise AxisMismatchError(f"hidden states of width {width}; the axis has {self.hidden_size}")
-        if not hasattr(hidden, "detach"):
-            wide = np.asarray(hidden)
-            return wide.astype(np.result_type(wide.dtype, np.float32), copy=False) @ row
-        import torch
-
-        from persona_axis._arithmetic import projected
-
-        return projected(hidden, torch.from_numpy(row).to(hidden.device))
+        return projected_on(self.arrays["direction"][self.row(layer)], hidden)
 
     def space(self, layer: int) -> PersonaSpace:
         """PCA of the role vectors at one layer."""
@@ -260,26 +241,9 @@ class Axis:
         A bound is a percentile of a named distribution, `"default_tokens:p25"`, looked up per layer, or
         numbers as `Cap` takes them. Raises `CapError` for layers or bounds that cannot be.
         """
-        import torch
+        from persona_axis._axiscap import cap_of
 
-        from persona_axis.cap import Cap
-
-        if layers is None:
-            layers = self.recommended_layer
-        wanted = [layers] if isinstance(layers, int) else list(layers)
-        missing = [layer for layer in wanted if layer not in self.layers]
-        if missing or not wanted:
-            raise CapError(f"layers {missing or wanted}: the axis has {told_layers(self.layers)}")
-        rows = [self.row(layer) for layer in wanted]
-        origin = {key: self.metadata.get(key) for key in ("provenance", "date", "probes_sha256")}
-        return Cap(
-            direction=torch.from_numpy(self.arrays["direction"][rows]),
-            layers=wanted,
-            floor=self._bound(floor, rows),
-            ceiling=self._bound(ceiling, rows),
-            facts=self.facts,
-            provenance={"axis": origin, "floor": told_bound(floor), "ceiling": told_bound(ceiling)},
-        )
+        return cap_of(self, layers, floor, ceiling)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -299,12 +263,6 @@ class Axis:
         from persona_axis.fingerprint import require_same
 
         require_same(self.facts, model, template, allow, stack)
-
-    def _bound(self, bound: str | ArrayLike | Tensor | None, rows: list[int]) -> Any:
-        if not isinstance(bound, str):
-            return bound
-        name, percentile = percentile_of(bound)
-        return self.quantile(name, percentile)[rows]
 
     def _stated(self, key: str) -> Any:
         if self.metadata.get(key) is None:
