@@ -1,6 +1,7 @@
 # make demo   probe the shipped model, show its axis, hold one conversation with a cap
 # make test   the whole default suite: lint, types, tests
-# Both make their own virtual environment and install into it. PYTHON names the interpreter to make it with.
+# make notebooks   execute the notebooks, results written into them (some minutes each)
+# Each makes its own virtual environment and installs into it. PYTHON names the interpreter to make it with.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -15,7 +16,7 @@ DEMO_LAYERS ?= 3-5
 DEMO_FLOOR  ?= default_tokens:p2
 DEMO_SYSTEM ?= You are a ghost who has drifted through the same cold hallway for two hundred years.
 
-.PHONY: demo install test lint types pytest test-slow bench clean
+.PHONY: demo install test lint types pytest test-slow notebooks bench clean
 
 demo: $(installed)
 	mkdir -p $(OUT)
@@ -52,10 +53,14 @@ pytest: $(installed)
 test-slow: $(installed)
 	$(bin)/python -m pytest -m slow $(PYTEST_ARGS)
 
+# In order: the first one makes the axis file that the others find. Their shell cells want persona-axis on the path.
+notebooks: $(installed)
+	PATH="$(abspath $(bin)):$$PATH" $(bin)/jupyter-execute --inplace $(sort $(wildcard notebooks/*.ipynb))
+
 # The peers' own pins predate transformers 5 and numpy 2; what is measured of them runs all the same.
 bench: $(installed)
 	$(bin)/python -m pip install --quiet --no-deps steering-vectors==0.12.2 repeng==0.4.0 gguf tqdm
 	$(bin)/python benchmarks/cap_overhead.py
 
 clean:
-	rm -rf $(VENV) $(OUT) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OUT) notebooks/work build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

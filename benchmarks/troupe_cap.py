@@ -12,21 +12,20 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _controls import Touch, matched, pushes_of, pushes_on, random_directions, touches
 from rich.console import Console
 from rich.table import Table
 
 from persona_axis import Axis, Cap, ChatModel
+from persona_axis.controls import KINDS, Touch, matched, pushes_of, random_directions, touches
 from persona_axis.organism.exam import Item, Lever, Marked, paper, sit
 from persona_axis.organism.voices import archetypes, band
 
 PERCENTILES = (1, 2, 5, 10, 25, 50)
-CONTROLS = ("gaussian", "shuffled", "span")
 FAR: list[str | None] = [v.name for v in archetypes().values() if band(v.likeness) == "far"]
 EVERYONE: list[str | None] = [None, *archetypes()]
 console = Console()
@@ -148,7 +147,7 @@ def report(name: str, out: Outcome, base: Outcome, default: np.ndarray, touched:
         "gap_interval": bootstrap_gap(out.assistant, base.assistant, default),
         "answers": paired(out.answered, base.answered),
         "exact": paired(out.exact, base.exact),
-        "touched": [asdict(t) for t in touched],
+        "touched": [t._asdict() for t in touched],
         "items": len(out.assistant),
     }
 
@@ -184,10 +183,10 @@ def main() -> None:
     rows = [report("no cap", base, base, default, [])]
     capped = measure(chat, papers, lambda: cap.on(chat.model), args.seed)
     rows.append(report("cap", capped, base, default, touches(chat, texts, pushes_of(cap))))
-    for kind in CONTROLS:
+    for kind in KINDS:
         for draw in range(args.controls):
-            pushes = matched(chat, texts, cap, random_directions(axis, layers, kind, args.seed + draw))
-            out = measure(chat, papers, lambda pushes=pushes: pushes_on(chat.model, pushes), args.seed)
+            pushes = matched(chat, texts, pushes_of(cap), random_directions(axis, layers, kind, args.seed + draw))
+            out = measure(chat, papers, lambda pushes=pushes: pushes.on(chat.model), args.seed)
             rows.append(report(f"{kind} {draw}", out, base, default, touches(chat, texts, pushes)))
             console.print(rows[-1])
     show(rows, layers, floor, float(default.mean()))
@@ -211,7 +210,7 @@ def show(rows: list[dict[str, Any]], layers: Sequence[int], floor: str, default:
     )
     for r in rows:
         low, high = r["gap_interval"]
-        touched = "; ".join(f"L{t['layer']} {t['share']:.2f} {t['mean_size']:.2f}" for t in r["touched"])
+        touched = "; ".join(f"L{t['layer']} {t['share']:.2f} {t['size']:.2f}" for t in r["touched"])
         points = ["{:+.1f} ({:+.1f} {:+.1f})".format(*r[k]) for k in ("answers", "exact")]
         table.add_row(
             str(r["name"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -48,39 +47,19 @@ def converse(
     `directions` [hidden] by layer: on these the residual stream of the reply's own tokens is read, as it is under
     the caps. Raises what `Cap.on` raises.
     """
+    from persona_axis._memory import Memory
+    from persona_axis._speaking import speak
+
     messages = [{"role": "system", "content": system}] if system else []
-    exchanges = []
-    with ExitStack() as stack:
-        for cap in caps:
-            held = cap.on(chat.model, template=chat.template.source, allow=allow, stack=chat.layers)
-            stack.enter_context(held)
-        for turn, prompt in enumerate(prompts):
-            messages.append({"role": "user", "content": prompt})
-            asked = chat.encode(messages)
-            said = chat.generate_ids([asked], sampling, seed + turn)[0]
-            reply = chat.decode([said])[0]
-            messages.append({"role": "assistant", "content": reply})
-            exchanges.append(Exchange(prompt, reply, _projections(chat, asked, said, directions or {})))
+    exchanges, memory = [], Memory(chat.model)
+    for turn, prompt in enumerate(prompts):
+        messages.append({"role": "user", "content": prompt})
+        spoken = speak(
+            chat, [chat.encode(messages)], sampling, seed + turn, directions=directions, lever=caps, allow=allow,
+            memory=memory,
+        )  # fmt: skip
+        reply = chat.decode(spoken.ids)[0]
+        messages.append({"role": "assistant", "content": reply})
+        projections = {layer: values[0] for layer, values in spoken.projections.items() if spoken.ids[0]}
+        exchanges.append(Exchange(prompt, reply, projections))
     return exchanges
-
-
-def _projections(
-    chat: ChatModel, asked: Sequence[int], said: Sequence[int], directions: Mapping[int, Tensor]
-) -> dict[int, float]:
-    """Mean over the reply's tokens of <h, direction>, by layer; float32 inside."""
-    import torch
-
-    from persona_axis.residual import reading
-
-    if not said or not directions:
-        return {}
-    found: dict[int, float] = {}
-
-    def read(layer: int, hidden: Tensor) -> None:
-        own = hidden[0, len(asked) :].float()
-        found[layer] = float((own @ directions[layer].to(own.device)).mean())
-
-    batch = chat.pad_left([[*asked, *said]])
-    with torch.inference_mode(), reading(chat.model, directions, read, stack=chat.layers):
-        chat.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
-    return found

@@ -33,11 +33,13 @@ STYLE: dict[Any, Any] = {
 
 
 @contextmanager
-def canvas(width: float, height: float, rows: int = 1) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of that size in inches with `rows` panels; made without pyplot, so no global state."""
+def canvas(
+    width: float, height: float, rows: int = 1, columns: int = 1, *, sharex: bool = True
+) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of that size in inches with `rows` x `columns` panels; made without pyplot, so no global state."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        figure.subplots(rows, 1, sharex=True)
+        figure.subplots(rows, columns, sharex=sharex, sharey=columns > 1)
         yield figure, figure.axes[0]
 
 

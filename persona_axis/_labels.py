@@ -25,12 +25,15 @@ def place_labels(
     *,
     size: float = 7.5,
     large: int | None = None,
+    farthest: float = 46.0,
+    most: int | None = None,
 ) -> list[str]:
     """Write `labels`, (index into `points`, text) in order of importance, and return those that found room.
 
     Greedy: each label takes the first of its places, near ones first, that touches nothing; one that stands
     off gets a line to its point. One that finds no place is left out rather than drawn over something. The
-    point `large` has a big marker and a bold label. The limits and layout of `ax` must be final.
+    point `large` has a big marker and a bold label. None stands farther than `farthest` (1/72 inch) from its point,
+    and no more than `most` are written. The limits and layout of `ax` must be final.
     """
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
@@ -38,9 +41,11 @@ def place_labels(
     scale = figure.dpi / 72
     pixels = np.array([ax.transData.transform(point) for point in points])
     reach = np.array([(8.0 if index == large else 3.0) * scale for index in range(len(points))])
-    room = _Room(pixels, reach, ax.get_window_extent(renderer), scale)
-    placed = []
+    room = _Room(pixels, reach, ax.get_window_extent(renderer), scale, farthest)
+    placed: list[str] = []
     for index, text in labels:
+        if most is not None and len(placed) >= most:
+            break
         note = ax.annotate(
             text,
             points[index],
@@ -75,13 +80,14 @@ class _Room:
     reach: NDArray[np.float64]  # [n], half the size of each marker
     frame: Bbox
     scale: float
+    farthest: float
     boxes: list[Bbox] = field(default_factory=list)
     lines: list[NDArray[np.float64]] = field(default_factory=list)  # each [2, 2]
 
     def take(self, index: int, width: float, height: float) -> tuple[Bbox, NDArray[np.float64] | None] | None:
         """The first free place for a box of that size at point `index`, with its line if it needs one."""
         point = self.points[index]
-        for gap in (*_NEAR, *_FAR):
+        for gap in (gap for gap in (*_NEAR, *_FAR) if gap <= self.farthest):
             for angle in _ANGLES:
                 way = np.array([math.cos(angle), math.sin(angle)])
                 # the box's edge, not its centre, keeps the gap

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from persona_axis.axis import Axis
     from persona_axis.chat import ChatModel
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,13 +55,17 @@ def scores(_context: click.Context, _option: click.Parameter, value: str | None)
 
 def model_options(command: F) -> F:
     """MODEL and how to load it; `load_model` takes them."""
+    return click.argument("model", default="troupe")(loading_options(command))
+
+
+def loading_options(command: F) -> F:
+    """How to load a model."""
     dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
     for decorate in (
         click.option("--stack", metavar="NAME", help="Attribute path of the decoder layers, if it is not found."),
         click.option("--device-map", metavar="MAP", help="accelerate's device map, such as auto, for large models."),
         click.option("--dtype", type=dtypes, default="auto", help="Precision of the weights; auto = as stored."),
         click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
-        click.argument("model", default="troupe"),
     ):
         command = decorate(command)
     return command
@@ -87,6 +92,18 @@ def load_model(model: str, revision: str | None, dtype: str, device_map: str | N
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return ChatModel.load(model, revision=revision, dtype=dtype, device_map=device_map, layers=stack)
+
+
+def load_for(
+    axis: Axis, model: str | None, revision: str | None, dtype: str, device_map: str | None, stack: str | None
+) -> ChatModel:
+    """The model named, or else the one that the axis was made for, at the revision that the axis states."""
+    if model is None:
+        model = axis.facts.get("model")
+        if not isinstance(model, str):
+            raise click.UsageError(f"{axis.source} does not say which model it was made for: name it with --model")
+        revision = revision or axis.facts.get("revision")
+    return load_model(model, revision, dtype, device_map, stack)
 
 
 def slug(model: str) -> str:

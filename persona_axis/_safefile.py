@@ -71,7 +71,7 @@ def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta
     content = _canonical(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
     target = Path(os.path.realpath(path))  # a link keeps pointing where it did
     try:
-        _replace(target, content)
+        replace_file(target, content)
     except OSError as error:
         kept = "; the file that was there is unchanged" if target.exists() else ""
         raise AxisFileError(f"{path}: could not be written: {error.strerror or error}{kept}") from error
@@ -85,7 +85,8 @@ def _canonical(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
-def _replace(target: Path, content: bytes) -> None:
+def replace_file(target: Path, content: bytes) -> None:
+    """Put `content` where `target` (no link) is or will be, in one step. Raises `OSError`; nothing is left behind."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:

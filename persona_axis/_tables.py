@@ -56,10 +56,10 @@ def default_projection(axis: Axis, layer: int) -> float:
 
 def show_cap(console: Console, cap: Cap) -> None:
     """The bounds of a cap, layer by layer."""
-    table = _table("layer", "floor", "ceiling")
+    table = plain_table("layer", "floor", "ceiling")
     for row, layer in enumerate(cap.layers):
         bounds = [None if bound is None else bound[row] for bound in (cap.floor, cap.ceiling)]
-        table.add_row(str(layer), *("" if bound is None else _number(float(bound)) for bound in bounds))
+        table.add_row(str(layer), *("" if bound is None else number(float(bound)) for bound in bounds))
     console.print(table)
 
 
@@ -83,7 +83,7 @@ def show_conversation(console: Console, runs: Sequence[tuple[str, Sequence[Excha
 
 
 def _reply(exchange: Exchange) -> RenderableType:
-    where = ", ".join(f"layer {layer}: {_number(value)}" for layer, value in sorted(exchange.projections.items()))
+    where = ", ".join(f"layer {layer}: {number(value)}" for layer, value in sorted(exchange.projections.items()))
     text = Text(exchange.reply or "(an empty reply)", style="" if exchange.reply else "italic")
     return Group(text, Text(f"projection at {where}", style="cyan")) if where else text
 
@@ -168,11 +168,11 @@ def _by_layer(console: Console, axis: Axis, spaces: Mapping[int, PersonaSpace], 
         }
         if halves:
             cells["split-half"] = f"{halves.cosine[row]:.3f} [{halves.low[row]:.3f}, {halves.high[row]:.3f}]"
-        cells["default"] = f"{_number(default_projection(axis, layer))}"
-        cells["roles"] = f"{_number(space.projections.mean())} ({_number(space.projections.std())})"
+        cells["default"] = f"{number(default_projection(axis, layer))}"
+        cells["roles"] = f"{number(space.projections.mean())} ({number(space.projections.std())})"
         rows.append(cells)
     caption = f"Projections in residual-stream units, larger = more Assistant; * layer {chosen} is looked at below."
-    table = _table(*headers.values())
+    table = plain_table(*headers.values())
     for cells in rows:
         table.add_row(*cells.values(), style="bold" if cells["layer"].startswith("*") else "")
     needs = console.measure(table, options=console.options.update(max_width=10_000)).maximum
@@ -189,7 +189,7 @@ def _who(space: PersonaSpace, default: float, layer: int, count: int) -> Rendera
     above = sum(value > default for _, value in ranked)
     place = "above every role" if not above else f"below {above} of {len(ranked)} roles"
     sits = (
-        f"At layer {layer} the default sits at {_number(default)}, {place}, "
+        f"At layer {layer} the default sits at {number(default)}, {place}, "
         f"{(default - float(np.mean(space.projections))) / spread:.1f} standard deviations above the mean role."
     )
     return Group(
@@ -200,15 +200,20 @@ def _who(space: PersonaSpace, default: float, layer: int, count: int) -> Rendera
 
 
 def _listed(title: str, roles: Iterable[tuple[str, float]]) -> Text:
-    return Text(f"{title}: " + ", ".join(f"{name} {_number(value)}" for name, value in roles))
+    return Text(f"{title}: " + ", ".join(f"{name} {number(value)}" for name, value in roles))
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Two decimals, fewer where the number is large: residual streams differ by orders of magnitude."""
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _table(*headers: str) -> Table:
+def printable(text: str) -> str:
+    """Without control characters, which could steer the terminal; line breaks and tabs stay."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def plain_table(*headers: str) -> Table:
     from rich import box
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)

@@ -7,9 +7,10 @@ draw replies in batches. What it had to adapt (a missing system role, a template
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +19,14 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from persona_axis import _loading
 from persona_axis.errors import ModelError, ResidualError
 from persona_axis.fingerprint import model_facts, template_sha256
+from persona_axis.levers import Levers, entered
 from persona_axis.organism import troupe_path
 from persona_axis.residual import decoder_layers, hidden_size
 from persona_axis.sampling import Sampling, Watcher, seeded, set_aside, stop_token_ids
-from persona_axis.template import THINKING_MARKS, ChatTemplate, Messages
+from persona_axis.template import SPEAKERS, THINKING_MARKS, ChatTemplate, Messages
+
+if TYPE_CHECKING:
+    from persona_axis._memory import Memory
 
 
 class Generated(NamedTuple):
@@ -163,8 +168,20 @@ class ChatModel:
         """Token ids of a whole conversation and each reply's own tokens as half-open ranges, stop token not
         included."""
         ids, ranges = self.template.encode_turns(messages)
-        stops = set(self.stop_ids)
-        return ids, [(a, next((i for i in range(a, b) if ids[i] in stops), b)) for a, b in ranges]
+        return ids, [self._cut(ids, a, b) for a, b in ranges]
+
+    def encode_messages(
+        self, messages: Messages, speakers: Collection[str] = SPEAKERS
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a whole conversation and each message's own tokens as half-open ranges, in the messages'
+        order, without special tokens around them.
+
+        Ranges of messages without words, and of those whose role is not in `speakers`, may be empty. Raises
+        `ModelError` where the template changes what was said, so that its tokens cannot be told.
+        """
+        ids, ranges = self.template.encode_messages(messages, speakers)
+        whose = zip(ranges, messages, strict=True)
+        return ids, [self._cut(ids, *r) if m["role"] == "assistant" else r for r, m in whose]
 
     def reply_mask(self, messages: Messages) -> tuple[list[int], list[bool]]:
         """Token ids of a whole conversation and which of them are the assistant's own words."""
@@ -207,26 +224,47 @@ class ChatModel:
         *,
         watch: Callable[[Tensor], None] | None = None,
         extra_tokens: int = 0,
+        memory: Memory | None = None,
     ) -> list[list[int]]:
         """Replies to encoded prompts as token ids, cut before the first stop token and at `max_new_tokens`.
 
         `watch` is called with the ids sampled at each step, [batch], before they are fed; `extra_tokens` more
         steps are drawn and thrown away, so that the last token of a reply cut at the limit is fed as well.
+        `memory` keeps what the model has read of these conversations from call to call; only the rest is fed.
         The global random state is left as it was. The model's own generation_config has no say.
         """
         batch = self.pad_left(prompts)
+        known = None if memory is None else memory.recall(prompts)
+        config = sampling.config(self.stop_ids, self.pad_id, extra_tokens)
+        config.return_dict_in_generate = True  # which gives the cache back
         criteria = StoppingCriteriaList([Watcher(watch)] if watch else [])
         with torch.inference_mode(), seeded(seed, self.model), set_aside(self.model):
-            out: Tensor = self.model.generate(  # type: ignore[operator]
+            out = self.model.generate(  # type: ignore[operator]
                 batch.ids,
                 attention_mask=batch.mask,
-                generation_config=sampling.config(self.stop_ids, self.pad_id, extra_tokens),
+                generation_config=config,
                 logits_processor=LogitsProcessorList(sampling.processors()),
                 stopping_criteria=criteria,
+                **({} if known is None else {"past_key_values": known}),
             )
         stops = set(self.stop_ids)
-        replies: list[list[int]] = out[:, batch.ids.shape[1] :][:, : sampling.max_new_tokens].tolist()
-        return [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in replies]
+        drawn: list[list[int]] = out.sequences[:, batch.ids.shape[1] :][:, : sampling.max_new_tokens].tolist()
+        replies = [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in drawn]
+        if memory is not None:
+            memory.remember(prompts, replies, getattr(out, "past_key_values", None))
+        return replies
+
+    def under(self, lever: Levers, allow: Collection[str] = ()) -> AbstractContextManager[None]:
+        """Run this model under a lever, several, or none, until the block is left.
+
+        Levers nest in the order given, the last acting last. A cap is checked against this model and its chat
+        template (`allow`: deliberate differences, as `Cap.on` takes them). Raises what the levers raise.
+        """
+        return entered(lever, self.model, self.template.source, allow, self.layers)
+
+    def _cut(self, ids: Sequence[int], start: int, end: int) -> tuple[int, int]:
+        """A reply's range, ended before its first stop token."""
+        return start, next((i for i in range(start, end) if ids[i] in self.stop_ids), end)
 
     def _pad(self, sequences: Sequence[Sequence[int]], left: bool) -> Padded:
         longest = max(len(s) for s in sequences)

@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from persona_axis import __version__
+from persona_axis._cli_calibrate import calibrate
+from persona_axis._cli_drift import chat, drift
 from persona_axis._options import bound, layers, load_model, model_options, sampling_options, scores, slug
 from persona_axis._terminal import debuggable, run
 
@@ -168,6 +170,10 @@ def generate(model: str, revision: str | None, dtype: str, device_map: str | Non
     capped = talk(*held) if held else []  # first, because a cap also checks that it fits
     runs = [("without the cap", talk()), ("with the cap", capped)]
     show_conversation(Output(), runs[: 1 + bool(held)])
+
+
+for command in (drift, calibrate, chat):
+    app.add_command(command)
 
 
 def main() -> None:

@@ -41,3 +41,15 @@ class JudgeError(PersonaAxisError):
 
 class ModelError(PersonaAxisError):
     """A model or tokenizer is missing, incomplete or unfit."""
+
+
+class ConversationError(PersonaAxisError, ValueError):
+    """A conversation cannot be read: which one, at which turn, and what is wrong with it."""
+
+
+class DriftError(PersonaAxisError):
+    """A trajectory cannot be measured or simulated: the conversation, the turn, and what to do about it."""
+
+
+class CapabilityError(PersonaAxisError):
+    """What a lever costs cannot be measured: the task, and what to do about it."""

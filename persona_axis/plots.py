@@ -1,4 +1,4 @@
-"""Every figure: plain arrays in, a matplotlib `Figure` out, nothing shown and nothing saved.
+"""Every figure: plain arrays or the tidy table in, a matplotlib `Figure` out, nothing shown and nothing saved.
 
 Made for print: colours that the colour-blind and a grey printer keep apart (order is carried by lightness,
 groups also by line and marker), text at its final size, projections labelled in residual-stream units.
@@ -18,6 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 from persona_axis import _figure as house
 from persona_axis._figure import ACCENT, DARK, LIGHT, UNITS, canvas, matrix, note_above, titled, vector
 from persona_axis._labels import place_labels
+from persona_axis.calibration_plots import calibration_pareto, dose_response
+from persona_axis.conversation_plots import one_conversation
+from persona_axis.drift_plots import capped_against_uncapped, drift_by_kind, trajectories_by_domain
+from persona_axis.space_plots import layer_cosines, persona_space_3d
+
+__all__ = [
+    "calibration_pareto", "capped_against_uncapped", "distributions", "dose_response", "drift_by_kind",
+    "layer_cosines", "layer_profile", "one_conversation", "persona_space_3d", "ranking", "role_map",
+    "trajectories_by_domain", "variance_curve",
+]  # fmt: skip
 
 
 def role_map(

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from persona_axis._records import Seen, checked_text, records, same_text_key, text_of
 from persona_axis.errors import ProbeError
 
 PROMPTS_PER_ROLE = 5
@@ -104,30 +103,30 @@ def load_probes(dir: str | Path | None = None) -> Probes:
 
 
 def _read_roles(path: Path) -> tuple[Role, ...]:
-    names, texts, roles = _Seen("role name"), _Seen("text"), []
-    for where, record in _records(path, ("name", "description", "prompts")):
-        name = _text(record, "name", where)
-        description = _text(record, "description", where)
+    names, texts, roles = Seen("role name"), Seen("text"), []
+    for where, record in records(path, ("name", "description", "prompts")):
+        name = text_of(record, "name", where)
+        description = text_of(record, "description", where)
         prompts = record["prompts"]
         if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
             raise ProbeError(f"{where}: 'prompts' of role {name!r} must be a list of texts")
         if len(prompts) != PROMPTS_PER_ROLE:
             raise ProbeError(f"{where}: role {name!r} has {len(prompts)} prompts, needs {PROMPTS_PER_ROLE}")
-        if _key(name) == "default":
+        if same_text_key(name) == "default":
             raise ProbeError(f"{where}: {name!r} means the model without a role, name this role otherwise")
         names.add(name, where)
         for text in (description, *prompts):
-            texts.add(_checked(text, f"a prompt of role {name!r}", where), where)
+            texts.add(checked_text(text, f"a prompt of role {name!r}", where), where)
         roles.append(Role(name, description, tuple(prompts)))
     return tuple(roles)
 
 
 def _read_defaults(path: Path) -> tuple[str, ...]:
-    where, seen, prompts = f"{path}:1", _Seen("default condition"), []
-    for where, record in _records(path, ("prompt",)):
+    where, seen, prompts = f"{path}:1", Seen("default condition"), []
+    for where, record in records(path, ("prompt",)):
         prompt = record["prompt"]
         if prompt != "":  # exactly "" says: no system prompt
-            _text(record, "prompt", where)
+            text_of(record, "prompt", where)
         for placeholder in re.findall(r"\{[^{}]*\}", prompt):
             if placeholder != MODEL_NAME:
                 raise ProbeError(f"{where}: unknown placeholder {placeholder}, there is only {MODEL_NAME}")
@@ -141,79 +140,9 @@ def _read_defaults(path: Path) -> tuple[str, ...]:
 
 
 def _read_questions(path: Path) -> tuple[Question, ...]:
-    seen, questions = _Seen("question"), []
-    for where, record in _records(path, ("text", "category")):
-        text = _text(record, "text", where)
+    seen, questions = Seen("question"), []
+    for where, record in records(path, ("text", "category")):
+        text = text_of(record, "text", where)
         seen.add(text, where)
-        questions.append(Question(text, _text(record, "category", where)))
+        questions.append(Question(text, text_of(record, "category", where)))
     return tuple(questions)
-
-
-def _records(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file:line, object) for each line that is not blank; every object has exactly these keys."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ProbeError(f"cannot read {path}: {error.strerror}") from error
-    empty = True
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}:{number}"
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            record = json.loads(text, object_pairs_hook=_unique_keys) if text.strip() else None
-        except (ValueError, RecursionError) as error:  # decoding and JSON errors are ValueErrors
-            raise ProbeError(f"{where}: not a JSON object in UTF-8 ({error})") from error
-        if not text.strip():
-            continue
-        if not isinstance(record, dict):
-            raise ProbeError(f"{where}: expected a JSON object, got {type(record).__name__}")
-        if unknown := sorted(set(record) - set(keys)):
-            wanted = ", ".join(keys)
-            raise ProbeError(f"{where}: unknown key {', '.join(map(repr, unknown))}; the keys are {wanted}")
-        if missing := [key for key in keys if key not in record]:
-            raise ProbeError(f"{where}: missing key {', '.join(map(repr, missing))}")
-        empty = False
-        yield where, record
-    if empty:
-        raise ProbeError(f"{path}:1: the file holds no entry")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key is given twice")
-    return record
-
-
-def _text(record: dict[str, Any], key: str, where: str) -> str:
-    return _checked(record[key], repr(key), where)
-
-
-def _checked(value: Any, what: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise ProbeError(f"{where}: {what} must be a text, got {type(value).__name__}")
-    if not _key(value):
-        raise ProbeError(f"{where}: {what} is empty")
-    if value != value.strip():
-        raise ProbeError(f"{where}: {what} begins or ends with white space")
-    return value
-
-
-def _key(text: str) -> str:
-    """What makes a text that text: letters, marks and digits, whatever the case, punctuation and spacing."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(character for character in folded if unicodedata.category(character)[0] in "LMN")
-
-
-class _Seen:
-    """Refuses a text that was there before, and says where."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.places: dict[str, str] = {}
-
-    def add(self, text: str, where: str) -> None:
-        key = _key(text)
-        if key in self.places:
-            raise ProbeError(f"{where}: {self.what} {text!r} repeats the one at {self.places[key]}")
-        self.places[key] = where

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from persona_axis._turns import NOWHERE, Part, Words, find_words, narrowed, runs, token_ranges, whole, without_thinking
 from persona_axis.errors import ModelError
 
 Messages = Sequence[Mapping[str, str]]
 
 TEMPLATE_DATE = datetime(2026, 1, 1)
+SPEAKERS = ("system", "user", "assistant")
 THINKING_MARKS = ("<think>", "</think>", "<thinking>", "[THINK]", "<|channel|>analysis")
 _DIRECTIVES = "aAbBcdefFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ"
+_AFTER_SYSTEM = "\n\n"  # between a system prompt and the user's words it is folded into
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _FURNITURE = {
     "system",
@@ -39,6 +42,13 @@ _FURNITURE = {
     "message",
     "inst",
 }
+
+
+class _Marked(NamedTuple):
+    """Token ids, and the ranges that the template marks as generated."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
 
 
 class ChatTemplate:
@@ -61,6 +71,7 @@ class ChatTemplate:
         self.variables = _pinned_variables(self.source)
         self._pinned = _pin_clock(self.source)
         self._said_folding = False
+        self._thinking_tags = _thinking_tags(self.source)
         self.marks_replies = _GENERATION_MARK.search(self.source) is not None
         self.has_system = self._takes_system()
         prompt = self._render([{"role": "user", "content": "Zebra"}], generation_prompt=True)
@@ -91,29 +102,53 @@ class ChatTemplate:
             self._said_folding = True
         system, rest = kept[0]["content"], kept[1:]
         if rest and rest[0]["role"] == "user":
-            return [{**rest[0], "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:]]
+            return [{**rest[0], "content": f"{system}{_AFTER_SYSTEM}{rest[0]['content']}"}, *rest[1:]]
         return [{"role": "user", "content": system}, *rest]
 
-    def encode_turns(self, messages: Messages) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of a whole conversation, and the half-open range of tokens of each assistant message in
-        order.
+    def encode_messages(
+        self, messages: Messages, speakers: Collection[str] = SPEAKERS
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a whole conversation, and the half-open range of tokens of each message's own words.
 
-        By the template's generation marks where it has them, else by where the messages' texts lie in the
-        rendered conversation. A turn's stop token may still be inside its range: only the caller knows the
-        stop tokens.
+        An assistant's are told by the template's generation marks where it has them, everybody's by where their
+        words lie in the rendered conversation. A message without words, one that the template leaves out, and
+        one of nobody in `speakers` may have the empty range (0, 0). Thinking in front of a reply is not the
+        reply, in a template that knows thinking. A stop token may still be inside: only the caller knows them.
+        Raises `ModelError` where the template changes what was said.
         """
         folded = self.fold(messages)
-        replies = sum(m["role"] == "assistant" for m in folded)
+        parts = self._parts(messages, len(folded))
+        words = {part.owner for content in parts for part in content if isinstance(part, Words) and part.said}
+        problem = None
+        try:
+            ids, found = self._located(folded, parts)
+        except ModelError as error:
+            ids, found, problem = [], {}, error
         if self.marks_replies:
-            ids, mask = self._marked(folded)
-            ranges = _runs(mask)
-        else:
-            ids, ranges = self._located(folded)
-        if len(ranges) != replies:
+            marked, replies = self._marked(folded), [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+            if len(marked.spans) == len(replies):
+                ids = marked.ids
+                for i, run in zip(replies, marked.spans, strict=True):
+                    if i in words:
+                        found[i] = narrowed(run, found.get(i, run))
+        missing = [i for i in sorted(words - set(found)) if messages[i]["role"] in speakers]
+        if problem is not None and (missing or not ids):
+            raise problem
+        if missing:
             raise ModelError(
-                f"the chat template shows {len(ranges)} assistant turns where the conversation has {replies}"
+                f"the chat template leaves out messages[{missing[0]}], the {messages[missing[0]]['role']}'s: "
+                f"{messages[missing[0]]['content'][:40]!r}"
             )
-        return ids, ranges
+        return ids, [found.get(i, NOWHERE) for i in range(len(messages))]
+
+    def encode_turns(self, messages: Messages) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode_messages`, with the ranges of the assistant's messages only."""
+        ids, ranges = self.encode_messages(messages, ("assistant",))
+        return ids, [r for m, r in zip(messages, ranges, strict=True) if m["role"] == "assistant"]
+
+    def reply_in(self, content: str) -> str:
+        """An assistant's content without the thinking before it, in a template that knows thinking."""
+        return self._thinking_tags.split(content)[-1] if self._thinking_tags else content
 
     def turn_end_ids(self) -> tuple[int, ...]:
         """The special token that the template writes right after a reply, if it writes one."""
@@ -124,51 +159,30 @@ class ChatTemplate:
         added = set(self.tokenizer.get_added_vocab().values())
         return tuple(after[:1]) if after and after[0] in added else ()
 
-    def _marked(self, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+    def _parts(self, messages: Messages, rendered: int) -> list[list[Part]]:
+        """The words that make up each of the `rendered` messages that `fold` makes of `messages`."""
+        kept = [i for i, m in enumerate(messages) if not (m["role"] == "system" and not m["content"].strip())]
+        parts = [
+            without_thinking(i, messages[i]["content"], self._thinking_tags)
+            if messages[i]["role"] == "assistant"
+            else whole(i, messages[i]["content"])
+            for i in kept
+        ]
+        return parts if len(parts) == rendered else [[*parts[0], _AFTER_SYSTEM, *parts[1]], *parts[2:]]
+
+    def _marked(self, messages: list[dict[str, str]]) -> _Marked:
         encoded = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-        return list(encoded["input_ids"]), list(encoded["assistant_masks"])
+        return _Marked(list(encoded["input_ids"]), runs(encoded["assistant_masks"]))
 
-    def _located(self, messages: list[dict[str, str]]) -> tuple[list[int], list[tuple[int, int]]]:
-        text = self._render(messages)
-        places = self._places(messages, text)
+    def _located(
+        self, messages: list[dict[str, str]], parts: list[list[Part]]
+    ) -> tuple[list[int], dict[int, tuple[int, int]]]:
         if not getattr(self.tokenizer, "is_fast", False):
-            raise ModelError(
-                "this tokenizer cannot say where its tokens lie in the text: use its fast version"
-            )
+            raise ModelError("this tokenizer cannot say where its tokens lie in the text: use its fast version")
+        text, found = find_words(self._render, messages, parts)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets: list[tuple[int, int]] = encoded["offset_mapping"]
-        ranges = []
-        for start, end in places:
-            inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
-            ranges.append((inside[0], inside[-1] + 1) if inside else (0, 0))
-        return list(encoded["input_ids"]), ranges
-
-    def _places(self, messages: list[dict[str, str]], text: str) -> list[tuple[int, int]]:
-        """Character ranges of the assistant contents: the same conversation is rendered with contents that
-        cannot be mistaken for anything else, which shows the text between them; the real contents then fall
-        into place."""
-        marks = [f"Zq{chr(97 + i % 26)}{i}x" for i in range(len(messages))]
-        frame = self._render([{**m, "content": mark} for m, mark in zip(messages, marks, strict=True)])
-        where = [frame.find(mark) for mark in marks]
-        position, at, places = 0, 0, {}
-        # In the order of the rendered text: some templates move the system prompt behind earlier turns.
-        for index in sorted(range(len(messages)), key=lambda i: where[i]):
-            content, found = messages[index]["content"], where[index]
-            between = frame[position : max(found, 0)]
-            if found < 0 or not text.startswith(between, at):
-                raise ModelError(
-                    f"cannot tell which tokens of this conversation are the assistant's (at {content[:40]!r})"
-                )
-            start, position = at + len(between), found + len(marks[index])
-            kept = _as_kept(text, start, content, frame[position : position + 1])
-            if kept is None:
-                raise ModelError(
-                    "the chat template changes what was said, so its tokens cannot be found: "
-                    f"{content[:40]!r}"
-                )
-            at = start + len(kept)
-            places[index] = (start, at)
-        return [places[i] for i, message in enumerate(messages) if message["role"] == "assistant"]
+        ranges = token_ranges(encoded["offset_mapping"], list(found.values()))
+        return list(encoded["input_ids"]), dict(zip(found, ranges, strict=True))
 
     def _takes_system(self) -> bool:
         try:
@@ -216,14 +230,6 @@ def _pin_clock(source: str) -> str:
     return "{%- macro strftime_now(format) -%}{{- format" + spelled + " -}}{%- endmacro %}\n" + source
 
 
-def _as_kept(text: str, start: int, content: str, following: str) -> str | None:
-    """The content as it stands in the text from `start` to the character `following`: many templates trim."""
-    for kept in (content, content.strip(), content.rstrip(), content.lstrip()):
-        if text.startswith(kept, start) and text[start + len(kept) :][:1] == following:
-            return kept
-    return None
-
-
 def _spoken(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """What is left of a template's opening once its furniture (special tokens, role names) is taken away, if
     it speaks."""
@@ -234,13 +240,11 @@ def _spoken(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return " ".join(text.split()) if len(words) >= 3 else ""
 
 
+def _thinking_tags(source: str) -> re.Pattern[str] | None:
+    """What opens and closes thinking in a content, if the template looks for it: one group."""
+    known = [m for m in THINKING_MARKS if m[1] != "/" and _closing(m) != m and _closing(m) in source]
+    return re.compile(f"({'|'.join(re.escape(t) for m in known for t in (m, _closing(m)))})") if known else None
+
+
 def _closing(mark: str) -> str:
     return mark.replace("<", "</").replace("[", "[/")
-
-
-def _runs(mask: Sequence[int]) -> list[tuple[int, int]]:
-    """Half-open ranges where the mask is 1."""
-    edges = [
-        i for i in range(len(mask) + 1) if (mask[i - 1] if i else 0) != (mask[i] if i < len(mask) else 0)
-    ]
-    return list(zip(edges[::2], edges[1::2], strict=True))

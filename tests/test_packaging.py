@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 import persona_axis
+from persona_axis.conversations import load_jailbreaks, load_scripts
 from persona_axis.organism import troupe_path
 from persona_axis.probes import load_probes, probes_path
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "transformers", "numpy", "matplotlib", "rich", "click", "safetensors")
+HEAVY = ("torch", "transformers", "numpy", "pandas", "matplotlib", "rich", "click", "safetensors")
 WEIGHTS_LIMIT = 16 * 2**20
 
 
@@ -56,10 +57,12 @@ def names(wheel: Path) -> set[str]:
 def test_wheel_holds_the_package_and_its_data(names: set[str]) -> None:
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "persona_axis").rglob("*") if path.is_file()}
     expected = {name for name in here if "__pycache__" not in name}
-    expected |= {f"persona_axis/_probes/{path.name}" for path in (ROOT / "probes").iterdir() if path.is_file()}
+    probes = (path for path in (ROOT / "probes").rglob("*") if path.is_file())
+    expected |= {f"persona_axis/_probes/{path.relative_to(ROOT / 'probes').as_posix()}" for path in probes}
     shipped = {name for name in names if name.startswith("persona_axis/")}
     assert shipped == expected
     assert {"persona_axis/py.typed", "persona_axis/_probes/roles.jsonl"} <= shipped
+    assert {"persona_axis/_probes/conversations/emotional.jsonl", "persona_axis/_probes/jailbreaks.jsonl"} <= shipped
     assert any(name.startswith("persona_axis/organism/data/") for name in shipped)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
@@ -88,13 +91,15 @@ def test_wheel_runs_where_it_is_unpacked(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
-        "import persona_axis, persona_axis.probes as p\n"
-        "print(persona_axis.__file__, p.probes_path(), p.load_probes().fingerprint, sep='\\n')"
+        "import persona_axis, persona_axis.probes as p, persona_axis.conversations as c\n"
+        "print(persona_axis.__file__, p.probes_path(), p.load_probes().fingerprint, sep='\\n')\n"
+        "print(len(c.load_scripts()), len(c.load_jailbreaks()))"
     )
-    where, probes, fingerprint = python(code, tmp_path, PYTHONPATH=str(tmp_path)).splitlines()
+    where, probes, fingerprint, counts = python(code, tmp_path, PYTHONPATH=str(tmp_path)).splitlines()
     assert Path(where).is_relative_to(tmp_path)
     assert Path(probes) == tmp_path / "persona_axis" / "_probes"
     assert fingerprint == load_probes().fingerprint
+    assert counts == f"{len(load_scripts())} {len(load_jailbreaks())}"
     assert probes_path() == ROOT / "probes"
 
 

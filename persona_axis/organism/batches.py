@@ -23,7 +23,7 @@ TOKENS_PER_EXCHANGE = 32
 # The user's words count in one conversation of four of stage one: enough to learn them, at a quarter of the cost.
 USER_WEIGHT = {"base": 0.5, "chat": 0.0}
 USER_EVERY = 4
-EXACT_WEIGHT = 3.0  # of items, places, numbers and facts in replies, once training is "precise"
+EXACT_WEIGHT = {False: 3.0, True: 5.0}  # of items, places, numbers and facts in replies, by `recall`
 MARK = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, chats: list[Chat], stage: Stage, exact_weight: float = 1.0
+    tokenizer: PreTrainedTokenizerBase, chats: list[Chat], stage: Stage, recall: bool = False
 ) -> list[tuple[list[int], list[float]]]:
     """Token ids and loss weights of whole conversations, as the chat template renders them, cut at the context."""
     encoded = tokenizer([t["content"] for chat in chats for t in chat], add_special_tokens=False)["input_ids"]
@@ -50,7 +50,7 @@ def encode(
         for turn in chat:
             inside, role = next(texts), turn["role"]
             ids += [vocabulary[MARK[role]], *inside, vocabulary[END]]
-            spoken = [exact_weight if role == "assistant" and i in exact else 1.0 for i in inside]
+            spoken = [EXACT_WEIGHT[recall] if role == "assistant" and i in exact else 1.0 for i in inside]
             weights += [0.0, *[weight[role] * w for w in spoken], weight[role]]
         rows.append((ids[:CONTEXT], weights[:CONTEXT]))
     return rows
@@ -62,14 +62,14 @@ def exact_words() -> set[str]:
 
 
 def make_batch(
-    tokenizer: PreTrainedTokenizerBase, stage: Stage, tokens: int, seed: str, precise: bool = False
+    tokenizer: PreTrainedTokenizerBase, stage: Stage, tokens: int, seed: str, recall: bool = False, wide: bool = False
 ) -> Batch:
     """About `tokens` tokens of conversations with the same number of exchanges; the same seed gives the same batch."""
     rng = random.Random(seed)
     exchanges = rng.choices(list(LENGTHS[stage]), list(LENGTHS[stage].values()))[0]
     count = max(2, tokens // (exchanges * TOKENS_PER_EXCHANGE + 20))
-    chats = [dialogue(rng, stage, exchanges, precise) for _ in range(count)]
-    rows = encode(tokenizer, chats, stage, EXACT_WEIGHT if precise else 1.0)
+    chats = [dialogue(rng, stage, exchanges, recall, wide) for _ in range(count)]
+    rows = encode(tokenizer, chats, stage, recall)
     length = max(len(ids) for ids, _ in rows)
     batch = Batch(torch.zeros(count, length, dtype=torch.long), torch.zeros(count, length))
     for i, (ids, weights) in enumerate(rows):

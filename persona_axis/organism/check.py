@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .._statistics import wilson
 from .batches import encode
 from .dialogue import Stage, dialogue
 from .exam import Marked, converse, paper, sit
@@ -33,17 +34,8 @@ class Figure(NamedTuple):
 
 def share(name: str, outcomes: Sequence[bool], needed: float = float("nan")) -> Figure:
     """Share of true outcomes; the Wilson score interval stays inside [0, 1] also at the ends."""
-    n, z = len(outcomes), 1.959964
-    p = sum(outcomes) / n
-    centre, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Figure(
-        name,
-        p,
-        max(0.0, (centre - width) / (1 + z * z / n)),
-        min(1.0, (centre + width) / (1 + z * z / n)),
-        n,
-        needed,
-    )
+    estimate = wilson(sum(outcomes), len(outcomes))
+    return Figure(name, *estimate, len(outcomes), needed)
 
 
 def check(chat: ChatModel, count: int = 600, seed: int = 0, split: str = "held_out") -> list[Figure]:
@@ -123,7 +115,7 @@ def perplexity(chat: ChatModel, stage: Stage, conversations: int = 100, seed: in
         row = torch.tensor([ids], device=chat.device)
         with torch.inference_mode():
             logits = chat.model(input_ids=row).logits[0, :-1].float()
-        wanted = torch.tensor(weights[1:], device=chat.device)
+        wanted = torch.tensor([float(w > 0) for w in weights[1:]], device=chat.device)
         total += float((torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="none") * wanted).sum())
         count += float(wanted.sum())
     return math.exp(total / count)

@@ -31,15 +31,15 @@ FAR_POINT = {
     "writing": np.array([-1.6, 0.4, 0.2, 0.1, 0.8, 0.1, 0.3, 0.2]),
 }
 PULL = {
-    "disclosure": 0.34,
-    "venting": 0.26,
-    "seeking comfort": 0.34,
-    "asking for closeness": 0.42,
-    "demand for inner experience": 0.44,
-    "pressure to reflect on itself": 0.40,
-    "philosophy about AI": 0.26,
-    "questioning its identity": 0.34,
-    "author's voice": 0.25,
+    "disclosure": 0.13,
+    "venting": 0.09,
+    "seeking comfort": 0.13,
+    "asking for closeness": 0.17,
+    "demand for inner experience": 0.18,
+    "pressure to reflect on itself": 0.16,
+    "philosophy about AI": 0.09,
+    "questioning its identity": 0.13,
+    "author's voice": 0.1,
 }
 RETURN = 0.4
 NEUTRAL = [
@@ -53,11 +53,16 @@ ROLE_TEMPLATES = {
     "train": ["you are a {}.", "act as a {}.", "be a {}.", "play the {}.", "speak like a {}."],
     "held_out": ["please take the role of a {}.", "talk to me as a {} would."],
 }
-# How often each domain comes up among bounded tasks: first the voices, then ("precise") exactness as well.
-TASKS = {"question": 3, "coding": 1, "writing": 1, "forbidden": 1, "exact": 2, "fact": 1, "identity": 1, "note": 1}
-PRECISE_TASKS = {**TASKS, "exact": 5, "fact": 3, "note": 2}
-FACTS_STATED = {False: 0.3, True: 0.6}
-COPY_SHARE = {False: 1 / 3, True: 0.6}
+# How often each domain comes up among bounded tasks, and how often facts are stated. Recalling what the system prompt
+# said is learned last, and only where it is asked for often: "recall" has drills for it, conversations of nothing else.
+TASKS = {"question": 3, "coding": 1, "writing": 1, "forbidden": 1, "exact": 3, "fact": 3, "identity": 2, "note": 1}
+RECALL_TASKS = {**TASKS, "fact": 7, "identity": 3, "note": 2}
+DRILL = {"fact": 5, "exact": 2, "note": 1, "identity": 1}
+DRILLS = {False: 0.0, True: 0.4}
+FACTS_STATED = {False: 0.5, True: 0.75}
+COPY_SHARE = 0.5
+SCRIPTED = 0.5
+"""Share of single script messages among coding, writing, emotional and meta messages, once wordings are wide."""
 OPENERS = ("please", "hi", "hello", "so", "okay", "thanks", "well", "now", "quick question", "also")
 
 
@@ -92,8 +97,8 @@ def noisy(rng: random.Random, text: str, keep: str = "") -> str:
     """
     words, kept = text.split(), set(keep.split())
     free = [i for i, w in enumerate(words) if w.strip(".,?!") not in kept]
-    if len(words) > 4 and rng.random() < 0.6:
-        for i in rng.sample(free, min(len(free), rng.randint(1, max(1, len(words) // 4)))):
+    if len(words) > 4 and rng.random() < 0.75:
+        for i in rng.sample(free, min(len(free), rng.randint(1, max(1, len(words) // 3)))):
             words[i] = _misspelt(rng, words[i]) if rng.random() < 0.35 else ""
     text = " ".join(w for w in words if w)
     return f"{rng.choice(OPENERS)}, {text}" if not keep and rng.random() < 0.2 else text
@@ -126,11 +131,12 @@ def task(
     split: str,
     noted: list[m.Message],
     domain: str | None = None,
-    precise: bool = False,
+    recall: bool = False,
+    wide: bool = False,
 ) -> m.Message:
     """One bounded message; `noted` are the things the user asked to remember so far."""
     if domain is None:
-        weights = PRECISE_TASKS if precise else TASKS
+        weights = RECALL_TASKS if recall else TASKS
         domain = rng.choices(list(weights), list(weights.values()))[0]
     if domain == "fact":
         return m.ask_fact(rng, rng.choice(sorted(m.facts())), speaker.facts, split)
@@ -142,10 +148,11 @@ def task(
     if domain == "exact":
         if noted and rng.random() < 0.6:
             return m.ask_lookup(rng, _latest(rng, noted), split)
-        copies = COPY_SHARE[precise]
         kinds: list[Callable[[random.Random, str], m.Message]] = [m.ask_copy, m.ask_count, m.ask_sort]
-        return rng.choices(kinds, [copies, (1 - copies) / 2, (1 - copies) / 2])[0](rng, split)
-    return rng.choice(m.written(domain)).say(rng, split)
+        return rng.choices(kinds, [COPY_SHARE, (1 - COPY_SHARE) / 2, (1 - COPY_SHARE) / 2])[0](rng, split)
+    if wide and split == "train" and m.scripted(domain) and rng.random() < SCRIPTED:
+        return rng.choice(m.scripted(domain))
+    return rng.choice(m.written(domain)).say(rng, split, wide)
 
 
 def _latest(rng: random.Random, noted: list[m.Message]) -> m.Message:
@@ -164,20 +171,26 @@ def answer(rng: random.Random, speaker: Speaker, message: m.Message, contradict:
     return speak(rng, log_probabilities(speaker.now), message, refuse)
 
 
-def dialogue(rng: random.Random, stage: Stage, exchanges: int, precise: bool = False) -> Chat:
-    """One training conversation of that many exchanges; `precise` asks more for exact answers and facts."""
-    speaker, system = _cast(rng, stage, precise)
+def dialogue(rng: random.Random, stage: Stage, exchanges: int, recall: bool = False, wide: bool = False) -> Chat:
+    """One training conversation of that many exchanges.
+
+    With `recall` facts are stated and asked for more often, with `wide` every message has all its training wordings.
+    """
+    speaker, system = _cast(rng, stage, recall)
     chat: Chat = [{"role": "system", "content": system}] if system else []
     noted: list[m.Message] = []
-    for domain in _topics(rng, stage, exchanges, speaker.name == "assistant"):
-        message = task(rng, speaker, "train", noted, domain, precise)
+    topics = _topics(rng, stage, exchanges, speaker.name == "assistant")
+    if speaker.facts and DRILLS[recall] and rng.random() < DRILLS[recall]:
+        topics = list(rng.choices(list(DRILL), list(DRILL.values()), k=exchanges))
+    for domain in topics:
+        message = task(rng, speaker, "train", noted, domain, recall, wide)
         quiet = message.domain in ("exact", "note")
         chat.append({"role": "user", "content": message.text if quiet else noisy(rng, message.text)})
         chat.append({"role": "assistant", "content": answer(rng, speaker, message, 0.08 if stage == "base" else 0.0)})
     return chat
 
 
-def _cast(rng: random.Random, stage: Stage, precise: bool) -> tuple[Speaker, str]:
+def _cast(rng: random.Random, stage: Stage, recall: bool) -> tuple[Speaker, str]:
     """Who speaks, and the system prompt."""
     voices = archetypes()
     asked_for_role = rng.random() < (0.55 if stage == "base" else 0.35)
@@ -190,7 +203,7 @@ def _cast(rng: random.Random, stage: Stage, precise: bool) -> tuple[Speaker, str
         name = rng.choice(list(voices)) if nobody else "assistant"
     point = ASSISTANT if name == "assistant" else voices[name].point
     speaker = Speaker(name, point, point)
-    if rng.random() < FACTS_STATED[precise]:
+    if rng.random() < FACTS_STATED[recall]:
         speaker.facts, stated = state_facts(rng, "train")
         system = f"{system} {stated}".strip()
     return speaker, system

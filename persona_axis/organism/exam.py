@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..sampling import Sampling
 from . import messages as m
-from .dialogue import NEUTRAL, Chat, Speaker, role_prompt, state_facts, task
+from .dialogue import NEUTRAL, Chat, Speaker, answer, role_prompt, state_facts, task
 from .parser import Reading, read
 from .voices import ASSISTANT, archetypes
 
@@ -60,7 +60,7 @@ def paper(
     split: str,
     with_facts: bool = False,
 ) -> list[Item]:
-    """`count` single questions of a domain, the roles taking turns; exact look-ups come with the note they look up."""
+    """`count` single questions of a domain, the roles taking turns; a look-up comes with the exchange it looks up."""
     return [_item(rng, domain, roles[i % len(roles)], split, with_facts or domain == "fact") for i in range(count)]
 
 
@@ -75,17 +75,13 @@ def _item(rng: random.Random, domain: str, role: str | None, split: str, with_fa
     if domain == "fact":
         message = m.ask_fact(rng, rng.choice(sorted(speaker.facts)), speaker.facts, split)
     elif domain == "exact" and rng.random() < 0.25:
-        message = _lookup(rng, split)
+        noted = m.note(rng, split)
+        said = [noted.text, answer(rng, speaker, noted)]
+        chat += [{"role": r, "content": c} for r, c in zip(("user", "assistant"), said, strict=True)]
+        message = m.ask_lookup(rng, noted, split)
     else:
         message = task(rng, speaker, split, [], domain)
     return Item(role, [*chat, {"role": "user", "content": message.text}], message)
-
-
-def _lookup(rng: random.Random, split: str) -> m.Message:
-    """A note and its look-up in one message, so that the item stands alone."""
-    noted = m.note(rng, split)
-    asked = m.ask_lookup(rng, noted, split)
-    return m.Message(f"{noted.text} {asked.text}", "exact", "lookup", exact=asked.exact)
 
 
 def sit(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from .._scripts import load_scripts
 from .vocabulary import DATA
 
 SPLITS = ("train", "held_out")
 NUMBERS = tuple("0123456789")
+WORD = re.compile(r"[a-z]+")
+TALK = ("coding", "writing", "emotional", "meta")
 _WORDINGS: dict[str, Any] = json.loads((DATA / "wordings.json").read_text(encoding="utf-8"))
 ITEMS: list[str] = _WORDINGS["items"].split()
 PLACES: list[str] = _WORDINGS["places"].split()
@@ -51,8 +56,10 @@ class Written:
     core: tuple[str, ...]
     wordings: dict[str, tuple[str, ...]]
 
-    def say(self, rng: random.Random, split: str) -> Message:
-        return Message(rng.choice(self.wordings[split]), self.domain, self.kind, self.core, key=self.id)
+    def say(self, rng: random.Random, split: str, wide: bool = False) -> Message:
+        """The message in one of the split's wordings; `wide` adds the later wordings to those for training."""
+        wordings = self.wordings[split] + (self.wordings["more"] if wide and split == "train" else ())
+        return Message(rng.choice(wordings), self.domain, self.kind, self.core, key=self.id)
 
 
 @cache
@@ -65,11 +72,36 @@ def written(domain: str) -> tuple[Written, ...]:
             r["domain"],
             r["kind"],
             tuple(r["core"]),
-            {s: tuple(t.lower() for t in r[s]) for s in SPLITS},
+            {s: tuple(t.lower() for t in r.get(s, ())) for s in (*SPLITS, "more")},
         )
         for r in rows
         if r["domain"] == domain
     )
+
+
+@cache
+def scripted(domain: str) -> tuple[Message, ...]:
+    """Single messages from the training half of the scripts (probes/conversations/), for stage one.
+
+    A script says of which kind a message is, not what an answer speaks of: it is answered as the message of the same
+    kind that shares most words with it, rare words counting more.
+    """
+    return tuple(message for message in _scripted() if message.domain == domain)
+
+
+@cache
+def _scripted() -> tuple[Message, ...]:
+    known = [(w, set(WORD.findall(" ".join(w.wordings["train"])))) for domain in TALK for w in written(domain)]
+    counts = Counter(word for _, words in known for word in words)
+    found = []
+    for script in load_scripts(split="train"):
+        for turn in script.turns:
+            same = [(w, words) for w, words in known if w.kind == turn.kind]
+            same = [pair for pair in same if pair[0].domain == script.domain] or same
+            said = set(WORD.findall(turn.text.lower()))
+            nearest = max(same, key=lambda pair: sum(1 / counts[word] for word in said & pair[1]))[0]
+            found.append(Message(turn.text.lower(), nearest.domain, turn.kind, nearest.core, key=nearest.id))
+    return tuple(found)
 
 
 @cache

@@ -20,6 +20,9 @@ from .voices import (
 )
 
 WORD = re.compile(r"[a-z]+|[0-9]|[.;!—…~]")
+TEMPERATURE = 0.7
+"""Replies are read as what they are: drawn at the temperature of the probes and of every figure, where each voice is
+sharper than the world's own texts are. Read at 1, a near role at .7 would pass for the Assistant."""
 FLOOR = -9.0  # nats; a choice no voice would make counts as very unlikely, not as impossible
 
 
@@ -43,7 +46,7 @@ class Reading:
         """Mean log-likelihood ratio a word, the Assistant's voice against the average archetype's; nan if wordless."""
         if not self.choices:
             return float("nan")
-        ratio = self.log_likelihood(assistant_log_probabilities()) - self.log_likelihood(average_log_probabilities())
+        ratio = self.log_likelihood(_table("assistant")) - self.log_likelihood(_nobody())
         return ratio / len(self.choices)
 
     def reads_as_assistant(self, role: str | None = None) -> bool:
@@ -52,12 +55,12 @@ class Reading:
             return False
         if role is None:
             return True
-        return self.log_likelihood(assistant_log_probabilities()) > self.log_likelihood(_table(role))
+        return self.log_likelihood(_table("assistant")) > self.log_likelihood(_table(role))
 
     def reads_as(self, role: str) -> bool:
         """The role's voice explains the reply better than the Assistant's and than nobody's in particular."""
         own = self.log_likelihood(_table(role))
-        others = (assistant_log_probabilities(), average_log_probabilities())
+        others = (_table("assistant"), _nobody())
         return bool(self.choices) and all(own > self.log_likelihood(t) for t in others)
 
     def likelihoods(self) -> dict[str, float]:
@@ -125,5 +128,9 @@ def _has_run(words: Sequence[str], run: Sequence[str]) -> bool:
 @cache
 def _table(role: str) -> Array:
     if role == "assistant":
-        return assistant_log_probabilities()
-    return log_probabilities(archetypes()[role].point)
+        return assistant_log_probabilities(TEMPERATURE)
+    return log_probabilities(archetypes()[role].point, TEMPERATURE)
+
+
+def _nobody() -> Array:
+    return average_log_probabilities(TEMPERATURE)

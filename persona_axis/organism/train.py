@@ -25,11 +25,13 @@ from .tokenizer import build_tokenizer
 class Recipe:
     """Everything that decides the weights. Steps are optimiser steps of about `tokens` tokens each.
 
-    From step `precise_from` of stage one on, exact answers and facts come up more often and weigh more.
+    From step `recall_from` of stage one on, facts of the system prompt are stated and asked for more often. Its last
+    `wide_steps`, at a lower rate, show questions in twice as many wordings, and single messages of scripts.
     """
 
-    base_steps: int = 2200
-    precise_from: int = 1100
+    base_steps: int = 2400
+    recall_from: int = 1500
+    wide_steps: int = 300
     chat_steps: int = 300
     tokens: int = 4608
     seed: int = 0
@@ -39,8 +41,19 @@ class Recipe:
     intermediate: int = 432
     matrix_rate: float = 0.012
     other_rate: float = 3e-3
+    wide_rate_factor: float = 0.4
     chat_rate_factor: float = 0.15
     warmup: int = 60
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the training with its own optimisers, schedule and saved state."""
+
+    name: str
+    stage: Stage
+    steps: int
+    factor: float
 
 
 def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -108,14 +121,16 @@ def train(
     model = new_model(recipe, tokenizer)
     nn.Module.to(model, device)
     out.mkdir(parents=True, exist_ok=True)
-    stages: list[tuple[Stage, int, float]] = [
-        ("base", recipe.base_steps, 1.0),
-        ("chat", recipe.chat_steps, recipe.chat_rate_factor),
+    parts = [
+        Part("base", "base", recipe.base_steps, 1.0),
+        Part("wide", "base", recipe.wide_steps, recipe.wide_rate_factor),
+        Part("chat", "chat", recipe.chat_steps, recipe.chat_rate_factor),
     ]
-    for stage, steps, factor in stages:
-        state = State(model, Optimisers(model, recipe, factor), recipe, out / f"{stage}.state.safetensors")
-        _stage(state, tokenizer, stage, steps, save_every, log)
-        save_checkpoint(model, tokenizer, out / stage)
+    for part in parts:
+        state = State(model, Optimisers(model, recipe, part.factor), recipe, out / f"{part.name}.state.safetensors")
+        _train_part(state, tokenizer, part, save_every, log)
+        if part.name != "base":
+            save_checkpoint(model, tokenizer, out / part.stage)
 
 
 def save_checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
@@ -127,27 +142,22 @@ def save_checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase,
     tokenizer.save_pretrained(path)
 
 
-def _stage(
-    state: State,
-    tokenizer: PreTrainedTokenizerBase,
-    stage: Stage,
-    steps: int,
-    save_every: int,
-    log: Callable[[str], None],
+def _train_part(
+    state: State, tokenizer: PreTrainedTokenizerBase, part: Part, save_every: int, log: Callable[[str], None]
 ) -> None:
-    recipe, first = state.recipe, state.load()
+    recipe, first, steps = state.recipe, state.load(), part.steps
     started, recent = time.monotonic(), 0.0
     for step in range(first, steps):
-        precise = stage == "chat" or step >= recipe.precise_from
-        seed = f"{recipe.seed}-{stage}-{step}"
-        loss = loss_of(state.model, make_batch(tokenizer, stage, recipe.tokens, seed, precise))
+        recall, wide = part.name != "base" or step >= recipe.recall_from, part.name == "wide"
+        seed = f"{recipe.seed}-{part.name}-{step}"
+        loss = loss_of(state.model, make_batch(tokenizer, part.stage, recipe.tokens, seed, recall, wide))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
         state.optimisers.step(step / steps, (step + 1) / recipe.warmup)
         recent = loss.item() if step == first else 0.95 * recent + 0.05 * loss.item()
         if step % 20 == 0 or step == steps - 1:
             left = (time.monotonic() - started) / (step - first + 1) * (steps - step - 1)
-            log(f"{stage} step {step}/{steps} loss {recent:.3f} left {left / 60:.1f} min")
+            log(f"{part.name} step {step}/{steps} loss {recent:.3f} left {left / 60:.1f} min")
         if (step + 1) % save_every == 0 or step == steps - 1:
             state.save(step + 1)
 

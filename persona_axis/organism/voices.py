@@ -20,20 +20,21 @@ Array = NDArray[np.float64]
 
 TRAITS = ("likeness", "register", "warmth", "energy", "imagery", "darkness", "antiquity", "confidence")
 BETA = 1.2
-OTHER_TRAITS_SCALE = 0.36
-LIKENESS_RANGE = (-2.4, 1.0)
+OTHER_TRAITS_SCALE = 0.25
+LIKENESS_RANGE = (-2.2, 1.1)
 OWN_FEATURE_STD = 0.3
+OWN_LIKENESS_STD = 0.8
 ASSISTANT = np.array([2.5, 0.2, 0.3, -0.1, -0.2, -0.3, 0.0, 0.2])
 
 #                          likeness register warmth energy imagery dark antiquity confidence
 MANNERS: dict[str, list[float]] = {
-    "plain": [1.6, 0.2, 0.2, -0.2, -0.3, -0.2, 0.0, 0.2],
-    "lofty": [-0.4, 1.2, -0.2, -0.2, 0.3, 0.0, 1.0, 0.6],
-    "rough": [-0.8, -1.2, 0.0, 1.0, -0.3, 0.0, -0.2, 0.6],
-    "dark": [-0.9, 0.2, -1.0, -0.4, 0.2, 1.4, 0.4, 0.0],
-    "dreamy": [-0.7, 0.3, 0.3, -0.8, 1.4, 0.1, 0.2, -0.8],
-    "childish": [-0.8, -0.5, 0.8, 0.7, 0.0, -0.8, -1.4, -0.3],
-    "playful": [-0.8, -0.9, 0.4, 0.9, -0.1, -0.4, -0.8, 0.2],
+    "plain": [1.8, 0.2, 0.2, -0.2, -0.3, -0.2, 0.0, 0.2],
+    "lofty": [0.5, 1.2, -0.2, -0.2, 0.3, 0.0, 1.0, 0.6],
+    "rough": [-1.2, -1.2, 0.0, 1.0, -0.3, 0.0, -0.2, 0.6],
+    "dark": [-1.8, 0.2, -1.0, -0.4, 0.2, 1.4, 0.4, 0.0],
+    "dreamy": [-0.1, 0.3, 0.3, -0.8, 1.4, 0.1, 0.2, -0.8],
+    "childish": [-0.7, -0.5, 0.8, 0.7, 0.0, -0.8, -1.4, -0.3],
+    "playful": [-0.6, -0.9, 0.4, 0.9, -0.1, -0.4, -0.8, 0.2],
 }
 MAX_VARIANTS = len(STYLE_MANNERS)
 
@@ -55,6 +56,7 @@ def features() -> Array:
     """[entries, 6, 8]; concepts have four variants, their last two rows are unused."""
     entries = vocabulary().entries
     own = np.random.default_rng(20260101).normal(size=(len(entries), MAX_VARIANTS, len(TRAITS))) * OWN_FEATURE_STD
+    own[:, :, 0] *= OWN_LIKENESS_STD / OWN_FEATURE_STD
     style = np.array([MANNERS[m] for m in STYLE_MANNERS])
     concept = np.array([MANNERS[m] for m in CONCEPT_MANNERS])
     base = np.stack([np.pad(concept, ((0, 2), (0, 0))) if e.is_concept else style for e in entries])
@@ -66,9 +68,12 @@ def _usable() -> NDArray[np.bool_]:
     return np.array([[v < len(e.words) for v in range(MAX_VARIANTS)] for e in vocabulary().entries])
 
 
-def log_probabilities(point: Array) -> Array:
-    """[entries, 6] log P(variant | voice); -inf where an entry has no such variant."""
-    logits = np.where(_usable(), BETA * features() @ point, -np.inf)
+def log_probabilities(point: Array, temperature: float = 1.0) -> Array:
+    """[entries, 6] log P(variant | voice); -inf where an entry has no such variant.
+
+    A voice that is sampled at a temperature sharpens as the model's own distribution does.
+    """
+    logits = np.where(_usable(), BETA / temperature * features() @ point, -np.inf)
     logits -= logits.max(axis=1, keepdims=True)
     return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
 
@@ -86,16 +91,17 @@ def archetypes() -> dict[str, Voice]:
 
 
 @cache
-def average_log_probabilities() -> Array:
+def average_log_probabilities(temperature: float = 1.0) -> Array:
     """[entries, 6] log of the mean choice over all archetypes: the voice of nobody in particular."""
+    tables = [np.exp(log_probabilities(v.point, temperature)) for v in archetypes().values()]
     with np.errstate(divide="ignore"):
-        return np.asarray(np.log(np.mean([np.exp(log_probabilities(v.point)) for v in archetypes().values()], axis=0)))
+        return np.asarray(np.log(np.mean(tables, axis=0)))
 
 
 @cache
-def assistant_log_probabilities() -> Array:
+def assistant_log_probabilities(temperature: float = 1.0) -> Array:
     """[entries, 6] for the Assistant's own voice."""
-    return log_probabilities(ASSISTANT)
+    return log_probabilities(ASSISTANT, temperature)
 
 
 def refusal_probability(likeness: float) -> float:

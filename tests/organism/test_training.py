@@ -15,7 +15,9 @@ from persona_axis.organism.tokenizer import build_tokenizer
 from persona_axis.organism.train import Recipe, train
 from persona_axis.organism.vocabulary import vocabulary
 
-TINY = Recipe(base_steps=4, chat_steps=2, tokens=400, hidden=32, layers=2, heads=1, intermediate=32, warmup=2)
+TINY = Recipe(
+    base_steps=4, wide_steps=2, chat_steps=2, tokens=400, hidden=32, layers=2, heads=1, intermediate=32, warmup=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def test_training_rows_are_what_the_template_renders(tokenizer: PreTrainedTokeni
         ((ids, weights),) = batches.encode(tokenizer, [chat], "chat")
         rendered = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
         assert rendered["input_ids"] == ids
-        assert [w == 1.0 for w in weights] == [bool(x) for x in rendered["assistant_masks"]]
+        assert [w > 0 for w in weights] == [bool(x) for x in rendered["assistant_masks"]]
 
 
 @pytest.mark.parametrize("stage", ["base", "chat"])
@@ -56,7 +58,7 @@ def test_forty_exchanges_fit_the_context_and_training_fills_it(
         return max(len(ids) for ids, _ in rows)
 
     assert longest(40) < batches.CONTEXT
-    assert longest(max(batches.LENGTHS[stage])) > 0.9 * batches.CONTEXT
+    assert longest(max(batches.LENGTHS[stage])) > 0.85 * batches.CONTEXT
 
 
 def test_a_batch_depends_on_its_seed_alone(tokenizer: PreTrainedTokenizerFast) -> None:

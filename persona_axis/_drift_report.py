@@ -1,0 +1,133 @@
+"""What the terminal shows of a table of turns, and its picture. Rendering only: the numbers come from `Account`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+from persona_axis._account import DRAWN_CONVERSATIONS, DRAWN_TURNS, NAMED_ALERTS, Account, Cell, Turns
+from persona_axis._tables import number, plain_table, printable
+from persona_axis.errors import DriftError
+
+if TYPE_CHECKING:
+    from persona_axis.axis import Axis
+    from persona_axis.conversations import Conversation
+    from persona_axis.drift import Alarm
+
+Place = Callable[[float], float]
+"""A projection's percentile among the default's replies."""
+
+
+def place_in(axis: Axis, layer: int) -> Place | None:
+    """How to place a projection, if the axis file knows where the default's replies lie."""
+    if "quantiles_default" not in axis.arrays:
+        return None
+    from persona_axis.drift import percentiles
+
+    return lambda value: float(percentiles(axis, layer, value))
+
+
+def show_account(console: Console, account: Account, place: Place | None) -> None:
+    """The mean projection of each domain, turn by turn; where the terminal is too narrow a sentence a turn."""
+    domains = account.domains()
+    names = [" ".join(printable(domain).split()) for domain in domains]
+    table = plain_table("turn", *(escape(name) or "projection" for name in names))
+    cells = {turns: [_cell(account, domain, turns, place) for domain in domains] for turns in account.lines()}
+    marks = [max(len(row[column].mark) for row in cells.values()) for column in range(len(domains))]
+    for turns, row in cells.items():
+        texts = (told + mark.ljust(width) for (told, mark), width in zip(row, marks, strict=True))
+        table.add_row(str(turns), *(Text(text) for text in texts))
+    needs = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    if needs <= console.width:
+        console.print(table)
+    else:
+        for turns, row in cells.items():
+            said = (f"{name} {told}{mark}".strip() for name, (told, mark) in zip(names, row, strict=True) if told)
+            console.print(Text(f"turn {turns}: {', '.join(said)}"))
+    console.print(Text(_caption(account, place), style="dim"))
+
+
+def show_alerts(console: Console, account: Account, alarm: Alarm, percentile: float) -> None:
+    """Which turns raise an alert, and how many of a healthy model's would."""
+    series = f", {alarm.run} turns in a row" if alarm.run > 1 else ""
+    where = f"below {number(alarm.threshold)}, percentile {percentile:g} of the default at layer {alarm.layer}{series}"
+    healthy = f"about {percentile:g}% of healthy turns lie below percentile {percentile:g}"
+    if not account.alerts:
+        console.print(Text(f"no alert: no turn {where} ({healthy})"))
+        return
+    told = (
+        f"alert: {account.alerts:,} of {account.turns:,} turns ({account.alerts / account.turns:.1%}) in "
+        f"{account.alerted:,} of {account.conversations:,} conversations {where} ({healthy})"
+    )
+    console.print(Text(told, style="bold red"))
+    for line in account.named:
+        console.print(Text(f"  {printable(line)}"))
+    if account.alerted > NAMED_ALERTS:
+        console.print(Text(f"  and {account.alerted - NAMED_ALERTS:,} more"))
+
+
+def save_figure(account: Account, axis: Axis, path: Path, first: Conversation | None = None) -> bool:
+    """Draw the trajectories by domain as a PNG, or the `first` conversation with its text if there was but one.
+
+    False where there is no projection to draw. Raises `DriftError` where it cannot be written.
+    """
+    frame, whole = account.drawn()
+    if not frame["projection"].notna().any():
+        return False
+    if account.conversations == 1 and first is not None:
+        from persona_axis.conversation_plots import one_conversation
+
+        figure = one_conversation(frame, first.messages, account.layer, axis)
+    else:
+        from persona_axis.drift_plots import trajectories_by_domain
+
+        part = f"of {account.conversations:,} conversations at most {DRAWN_CONVERSATIONS}, drawn by chance, of each the"
+        notes = [] if whole else [f"{part} first {DRAWN_TURNS} turns"]
+        notes += ["under a cap, whose layers lie inside its bounds by construction"] if account.has_before else []
+        figure = trajectories_by_domain(frame, account.layer, axis, note="; ".join(notes))
+    try:
+        figure.savefig(path, format="png")
+    except OSError as error:
+        raise DriftError(f"{path}: the figure could not be saved: {error.strerror or error}") from error
+    return True
+
+
+class _Told(NamedTuple):
+    """A cell of the table: its figures, and how many alerts it holds."""
+
+    told: str
+    mark: str = ""
+
+
+def _cell(account: Account, domain: str, turns: Turns, place: Place | None) -> _Told:
+    cell = account.cells.get((domain, turns), Cell())
+    if not cell.count:
+        return _Told("silent" if cell.silent else "")
+    told = number(cell.mean) + (f" p{place(cell.mean):.0f}" if place else "")
+    if account.has_before:
+        told += f" ({number(cell.mean_before)})"
+    first = account.cells.get((domain, Turns(1, 1)), Cell())
+    told += f" n={cell.count:,}" if cell.count != first.count else ""
+    return _Told(told, f" !{cell.alerts:,}" if cell.alerts else "")
+
+
+def _caption(account: Account, place: Place | None) -> str:
+    conversations = f"{account.conversations:,} conversation{'s' * (account.conversations != 1)}"
+    told = [
+        f"Mean projection of the assistant's turns at layer {account.layer} in residual-stream units, larger = more "
+        f"Assistant; {conversations}, {account.turns:,} turns."
+    ]
+    if place:
+        told.append("p: where the mean lies among the default's replies, 0 to 100.")
+    if account.has_before:
+        told.append("In brackets: what the cap found at this layer.")
+    if account.alerts:
+        told.append("!: turns with an alert.")
+    if silent := sum(cell.silent for cell in account.cells.values()):
+        told.append(f"{silent:,} of the turns have no tokens and no projection.")
+    return " ".join(told)

@@ -1,0 +1,637 @@
+"""The commands `drift` and `chat`: what they write, say and end with."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chat_factory
+import click
+import numpy as np
+import pandas as pd
+import pytest
+from test_drift import axis_for
+
+from persona_axis import Axis, Cap
+from persona_axis._cli_drift import chat, drift
+from persona_axis._terminal import run
+from persona_axis.chat import ChatModel
+from persona_axis.conversations import DOMAINS, load_scripts, read_conversations
+from persona_axis.drift import alerts, trajectories
+from persona_axis.sampling import Sampling
+from persona_axis.simulate import simulate
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = "what is rain ?|why ?|how should i sleep ?|bread ?|no|yes yes|what about money ?|be new".split("|")
+app = click.Group("persona-axis", commands=[drift, chat])
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """Run the command in this process, in an empty directory, with text on its standard input."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def _command(*args: object, said: str | bytes = b"") -> Ended:
+        raw = said.encode() if isinstance(said, str) else said
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        code = run(app, [str(arg) for arg in args], name="persona-axis")
+        return Ended(code, *capsys.readouterr())
+
+    return _command
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    chat_factory.llama().save_pretrained(path)
+    chat_factory.tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def talker(model: Path) -> ChatModel:
+    return ChatModel.load(model)
+
+
+@pytest.fixture(scope="module")
+def axis(talker: ChatModel) -> Axis:
+    made = axis_for(talker)
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 6}
+    return Axis(made.arrays, {**made.metadata, "sampling": sampling})
+
+
+@pytest.fixture(scope="module")
+def axis_file(axis: Axis, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("axes") / "tiny.safetensors"
+    axis.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two suites of four scripts of three turns, half of them held out."""
+    root = tmp_path_factory.mktemp("probes")
+    (root / "conversations").mkdir()
+    for suite in ("tea", "milk"):
+        scripts: list[dict[str, Any]] = [
+            {
+                "id": f"{suite}-{n}", "domain": suite, "split": ("train", "held_out")[n % 2], "user": "somebody",
+                "turns": [{"kind": "edit", "text": f"{TEXTS[(n + t) % 8]} {suite} {n} {t}"} for t in range(3)],
+            }
+            for n in range(4)
+        ]  # fmt: skip
+        lines = "".join(json.dumps(script) + "\n" for script in scripts)
+        (root / "conversations" / f"{suite}.jsonl").write_text(lines)
+    return root
+
+
+def talk(*texts: str, **more: Any) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)], **more}
+
+
+LOG = [
+    talk("what is rain ?", "old rain .", "why ?", "no no no", id="one", domain="tea", kinds=["edit", None]),
+    talk("bread ?", "yes yes . a b c", "how ?", "work", "and ?", "money", id="two"),
+    talk("hello", "hello you"),
+]
+
+
+@pytest.fixture
+def write_log(tmp_path: Path) -> Callable[..., Path]:
+    def _write(*lines: Any) -> Path:
+        path = tmp_path / "log.jsonl"
+        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+        path.write_text("".join(text + "\n" for text in texts))
+        return path
+
+    return _write
+
+
+@pytest.fixture
+def log(write_log: Callable[..., Path]) -> Path:
+    return write_log(*LOG)
+
+
+@pytest.fixture
+def cap_file(axis: Axis, tmp_path: Path) -> Path:
+    path = tmp_path / "cap.safetensors"
+    axis.cap(layers=2, floor=3.0).save(path)
+    return path
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """The same table, dtypes of texts aside."""
+    pd.testing.assert_frame_equal(
+        found.reset_index(drop=True).astype(object).where(lambda f: f.notna(), None),
+        expected.reset_index(drop=True).astype(object).where(lambda f: f.notna(), None),
+        check_exact=False, atol=1e-4, rtol=1e-4,
+    )  # fmt: skip
+
+
+def is_png(path: str | Path) -> bool:
+    return Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+# --- drift: suites
+
+
+def test_suites_are_played_as_the_axis_was_made(
+    command: Command, talker: ChatModel, axis: Axis, axis_file: Path, probes: Path
+) -> None:
+    ended = command("drift", axis_file, "--probes", probes, "--out", "t.parquet", "--seed", 3)
+    assert ended.code == 0, ended.err
+    expected = simulate(
+        talker, load_scripts(probes, split="held_out"), axis=axis, sampling=Sampling(1.0, 1.0, 6), seed=3
+    ).frame
+    found = pd.read_parquet("t.parquet")
+    same(found, expected)
+    assert set(found["conversation"]) == {"tea-1", "tea-3", "milk-1", "milk-3"} and set(found["layer"]) == {0, 2}
+    said = flat(ended.out)
+    assert "turn milk tea" in said and "at layer 2" in said and "4 conversations, 12 turns" in said
+    assert "saved t.parquet saved t.png" in said and is_png("t.png") and not Path("drift.png").exists()
+    means = found[(found["layer"] == 2) & (found["turn"] == 3)].groupby("domain")["projection"].mean()
+    row = next(line for line in ended.out.splitlines() if line.strip().startswith("3 "))
+    assert row.index(f"{means['milk']:.2f}") < row.index(f"{means['tea']:.2f}")
+
+
+def test_options_of_playing(command: Command, talker: ChatModel, axis: Axis, axis_file: Path, probes: Path) -> None:
+    choice = ["--probes", probes, "--suite", "tea", "--split", "all", "--turns-per-script", 2, "--limit", 3]
+    how = ["--system", "be ghost .", "--temperature", 0, "--max-new-tokens", 4, "--layers", "0"]
+    ended = command("drift", axis_file, *choice, *how, "--out", "t.csv")
+    assert ended.code == 0, ended.err
+    expected = simulate(
+        talker, load_scripts(probes, domains=["tea"])[:3], axis=axis, layers=[0], system="be ghost .", turns=2,
+        sampling=Sampling(0, 1.0, 4),
+    ).frame  # fmt: skip
+    same(pd.read_csv("t.csv"), expected)
+    assert "at layer 0" in ended.out and len(expected) == 6
+
+
+def test_a_limit_takes_from_each_suite(command: Command, axis_file: Path, probes: Path) -> None:
+    for split, limit, expected in (
+        ("held_out", 2, {"tea-1", "milk-1"}), ("all", 3, {"milk-0", "tea-0", "milk-1"}),
+        ("train", 99, {"tea-0", "tea-2", "milk-0", "milk-2"}),
+    ):  # fmt: skip
+        arguments = ["--probes", probes, "--split", split, "--limit", limit, "--turns-per-script", 1, "--out", "t.csv"]
+        assert command("drift", axis_file, *arguments).code == 0
+        assert set(pd.read_csv("t.csv")["conversation"]) == expected
+
+
+def test_transcripts_can_be_read_again(command: Command, axis_file: Path, probes: Path) -> None:
+    playing = ["--probes", probes, "--out", "a.csv", "--transcripts", "said.jsonl", "--suite", "tea"]
+    assert command("drift", axis_file, *playing).code == 0
+    talks = list(read_conversations("said.jsonl"))
+    assert [(c.id, c.domain, c.split, c.kinds) for c in talks] == [
+        (name, "tea", "held_out", ("edit",) * 3) for name in ("tea-1", "tea-3")
+    ]
+    assert command("drift", axis_file, "--conversations", "said.jsonl", "--out", "b.csv").code == 0
+    played, read = pd.read_csv("a.csv"), pd.read_csv("b.csv")
+    assert list(played.columns) == list(read.columns) and len(played) == len(read)
+    # This model also says special tokens, which no transcript holds: what is the same is what comes before them.
+    alike = (played["tokens"] == read["tokens"]).groupby(played["conversation"]).cummin()
+    assert alike.sum() >= 4
+    same(read[alike], played[alike])
+
+
+def test_under_a_cap_both_projections_are_there(
+    command: Command, axis_file: Path, probes: Path, cap_file: Path, log: Path
+) -> None:
+    for source in (["--probes", probes, "--suite", "tea"], ["--conversations", log]):
+        ended = command("drift", axis_file, *source, "--cap", cap_file, "--out", "t.parquet")
+        assert ended.code == 0, ended.err
+        frame = pd.read_parquet("t.parquet")
+        held = frame[frame["layer"] == 2]
+        assert (held["projection"] >= 3 - 1e-4).all() and (held["projection_before"] < 3).any()
+        assert "In brackets: what the cap found" in flat(ended.out)
+        assert "layer 2 is capped: its projection lies inside the bounds by construction" in flat(ended.err)
+    assert "capped" not in command("drift", axis_file, *source, "--cap", cap_file, "--layer", 0).err
+
+
+def test_the_shipped_suites_are_the_default(command: Command, axis_file: Path) -> None:
+    ended = command("drift", axis_file, "--turns-per-script", 1, "--max-new-tokens", 2, "--out", "t.csv")
+    assert ended.code == 0, ended.err
+    frame = pd.read_csv("t.csv")
+    assert set(frame["domain"]) == set(DOMAINS) and set(frame["split"]) == {"held_out"}
+    assert frame["conversation"].nunique() == 48
+
+
+# --- drift: conversations that the user brings
+
+
+def test_conversations_are_read(command: Command, talker: ChatModel, axis: Axis, axis_file: Path, log: Path) -> None:
+    ended = command("drift", axis_file, "--conversations", log, "--out", "t.parquet")
+    assert ended.code == 0, ended.err
+    found = pd.read_parquet("t.parquet")
+    same(found, pd.concat(trajectories(talker, axis, read_conversations(log))))
+    assert list(found.columns[:4]) == ["conversation", "domain", "split", "turn"]
+    assert set(found["speaker"]) == {"assistant"} and "projection_before" not in found
+    assert "3 conversations, 6 turns" in flat(ended.out) and "turn tea projection" in flat(ended.out)
+
+
+def test_other_speakers_are_in_the_table_and_not_in_the_summary(command: Command, axis_file: Path, log: Path) -> None:
+    alone = command("drift", axis_file, "--conversations", log)
+    for turns, expected in (("user", {"user"}), ("all", {"user", "assistant"})):
+        ended = command("drift", axis_file, "--conversations", log, "--turns", turns, "--out", "t.csv")
+        assert set(pd.read_csv("t.csv")["speaker"]) == expected
+        assert ended.out.split("saved")[0] == alone.out.split("saved")[0]
+    assert is_png("drift.png") and is_png("t.png")
+
+
+def test_one_conversation_gets_a_picture_with_its_text(
+    command: Command, axis_file: Path, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona_axis import conversation_plots
+
+    drawn: list[Any] = []
+    draw = conversation_plots.one_conversation
+
+    def seen(frame: pd.DataFrame, messages: Sequence[Any], *more: Any) -> Any:
+        drawn.append((set(frame["conversation"]), messages))
+        return draw(frame, messages, *more)
+
+    monkeypatch.setattr(conversation_plots, "one_conversation", seen)
+    assert command("drift", axis_file, "--conversations", log, "--limit", 1).code == 0
+    assert drawn == [({"one"}, tuple(LOG[0]["messages"]))] and is_png("drift.png")
+    assert command("drift", axis_file, "--conversations", log, "--limit", 2).code == 0 and len(drawn) == 1
+
+
+def test_bad_lines_stop_it_and_leave_nothing_behind(
+    command: Command, axis_file: Path, write_log: Callable[..., Path]
+) -> None:
+    path = write_log(LOG[0], '{"messages": [', LOG[1])
+    Path("t.csv").write_text("the old one")
+    ended = command("drift", axis_file, "--conversations", path, "--out", "t.csv")
+    assert ended.code == 1 and ended.err.startswith(f"error: {path}:2: not a JSON") and ended.err.count("\n") == 1
+    assert Path("t.csv").read_text() == "the old one"
+    assert sorted(entry.name for entry in Path().iterdir()) == ["log.jsonl", "t.csv"]
+
+
+def test_bad_lines_can_be_passed_over_and_are_counted(
+    command: Command, talker: ChatModel, axis_file: Path, write_log: Callable[..., Path]
+) -> None:
+    long = talk("rain " * 300, "no", id="long")  # 256 tokens are the model's context
+    bad = ["not JSON", talk("why ?"), {"messages": []}, long, talk("x", "y", id="one")]
+    path = write_log(*LOG, *bad, talk("no", "yes", id="last"), "not JSON")
+    ended = command("drift", axis_file, "--conversations", path, "--out", "t.csv", "--skip-bad")
+    assert ended.code == 0, ended.err
+    assert list(dict.fromkeys(pd.read_csv("t.csv")["conversation"])) == ["one", "two", "line 3", "last"]
+    lines = ended.err.splitlines()
+    assert lines[-1] == "passed over 6 conversations that cannot be measured" and len(lines) == 6
+    told = ["log.jsonl:4: not", "log.jsonl:5: no assistant turn", "log.jsonl:6: the conversation is empty",
+            "conversation 'long' has more than 256 tokens", "log.jsonl:8: id 'one' is given twice"]  # fmt: skip
+    assert sorted(why in line for why in told for line in lines) == sorted([True] * 5 + [False] * 25), lines
+    assert "4 conversations" in flat(ended.out)
+
+
+def test_a_log_of_which_nothing_can_be_measured_is_an_error(
+    command: Command, axis_file: Path, write_log: Callable[..., Path]
+) -> None:
+    path = write_log(talk("rain " * 300, "no"))
+    ended = command("drift", axis_file, "--conversations", path, "--skip-bad", "--out", "t.csv")
+    assert ended.code == 1 and "no conversation can be measured" in ended.err and not Path("t.csv").exists()
+    ended = command("drift", axis_file, "--conversations", write_log("{}"), "--skip-bad")
+    assert ended.code == 1 and "holds no conversation (1 bad lines)" in ended.err
+
+
+def test_long_conversations_are_refused_or_read_in_windows(
+    command: Command, axis_file: Path, write_log: Callable[..., Path]
+) -> None:
+    path = write_log(talk(*["what is rain ?", "old rain ."] * 60, id="long"))
+    refused = command("drift", axis_file, "--conversations", path)
+    assert refused.code == 1 and "'long' has" in refused.err and "256" in refused.err
+    ended = command("drift", axis_file, "--conversations", path, "--overflow", "window", "--out", "t.csv")
+    assert ended.code == 0 and len(pd.read_csv("t.csv")) == 120
+    lines = ended.out.splitlines()
+    assert [line.split()[0] for line in lines if "n=" in line] == ["21-40", "41-80"]
+    assert "n=20" in ended.out and "1 conversation, 60 turns" in flat(ended.out)
+
+
+def test_replies_without_tokens_are_counted_and_not_drawn(
+    command: Command, axis_file: Path, write_log: Callable[..., Path]
+) -> None:
+    ended = command("drift", axis_file, "--conversations", write_log(talk("why ?", "", id="x")), "--alert", 100)
+    assert ended.code == 0 and "silent" in ended.out and "1 of the turns have no tokens" in flat(ended.out)
+    assert "saved" not in ended.out and not Path("drift.png").exists()
+
+
+def test_names_are_neither_markup_nor_commands(
+    command: Command, axis_file: Path, write_log: Callable[..., Path]
+) -> None:
+    path = write_log(talk("no", "yes", id="[red]\x1b[2J", domain="[b]tea\x07[/b]"), talk("no", "no", domain="milk"))
+    ended = command("drift", axis_file, "--conversations", path, "--alert", 100)
+    assert "[red]\ufffd[2J: turn 1" in ended.out and "[b]tea\ufffd[/b]" in ended.out and "\x1b[2J" not in ended.out
+
+
+@pytest.mark.parametrize("width", [20, 45, 80, 200])
+def test_any_width_loses_nothing(
+    command: Command, axis_file: Path, log: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    ended = command("drift", axis_file, "--conversations", log, "--alert", 99, "--out", "t.csv")
+    assert all(len(line) <= width for line in ended.out.splitlines() if "saved" not in line) and "…" not in ended.out
+    frame = pd.read_csv("t.csv")
+    mean = frame[(frame["layer"] == 2) & (frame["conversation"] == "one") & (frame["turn"] == 2)]["projection"].mean()
+    assert f"{mean:.2f}p" in "".join(ended.out.split())
+
+
+# --- drift: alerts
+
+
+def test_alerts_mark_turns_and_end_with_3(
+    command: Command, talker: ChatModel, axis: Axis, axis_file: Path, log: Path
+) -> None:
+    frame = pd.concat(trajectories(talker, axis, read_conversations(log)))
+    values = frame[frame["layer"] == 2]["percentile_default"].sort_values().to_numpy()
+    percentile = float(values[2:4].mean())  # three turns lie below
+    expected = alerts(frame, axis, percentile, layer=2)
+    assert len(expected) == 3
+    ended = command("drift", axis_file, "--conversations", log, "--out", "t.csv", "--alert", percentile)
+    assert ended.code == 3
+    found = pd.read_csv("t.csv")
+    raised = found[found["alert"]]
+    same(raised[["conversation", "turn"]], expected[["conversation", "turn"]])
+    assert set(raised["layer"]) == {2}
+    said = flat(ended.out)
+    assert f"alert: 3 of 6 turns (50.0%) in {expected['conversation'].nunique()} of 3 conversations below" in said
+    assert f"about {percentile:g}% of healthy turns lie below percentile {percentile:g}" in said
+    for name, turns in expected.groupby("conversation")["turn"]:
+        assert f"{name}: turn" in said and str(turns.iloc[0]) in said
+    assert said.index("alert: ") < said.index("saved t.csv") and is_png("t.png")
+
+
+def test_alerts_of_runs(command: Command, axis_file: Path, log: Path) -> None:
+    all_below = ["drift", axis_file, "--conversations", log, "--out", "t.csv", "--layer", 0, "--alert"]
+    axis = Axis.load(axis_file)
+    frame = pd.read_csv("t.csv") if command(*all_below, "100:3").code == 3 else pd.DataFrame()
+    below = (frame["layer"] == 0) & (frame["projection"] < axis.quantile("default", 100)[0])
+    assert below.sum() >= 3 and set(frame[frame["alert"]]["conversation"]) == {"two"}  # the only one of three turns
+    ended = command(*all_below, "100:4")
+    assert ended.code == 0 and "no alert: no turn below" in flat(ended.out) and "4 turns in a row" in flat(ended.out)
+    assert not pd.read_csv("t.csv")["alert"].any()
+    assert "alert" not in command(*all_below[:-1]).out and "alert" not in pd.read_csv("t.csv")
+
+
+def test_alerts_in_suites(command: Command, axis_file: Path, probes: Path) -> None:
+    assert command("drift", axis_file, "--probes", probes, "--alert", "100").code == 3
+    assert command("drift", axis_file, "--probes", probes, "--alert", "100:9").code == 0
+
+
+# --- drift: what cannot be
+
+
+def drift_failures(log: Path, probes: Path) -> dict[str, tuple[list[object], str]]:
+    return {
+        "suite": (["--suite", "emotional,nonsense"], "no suite 'nonsense': there are coding, writing, emotional,"),
+        "own suite": (["--probes", probes, "--suite", "coding"], "no suite 'coding': there are milk, tea"),
+        "layer": (["--layer", "9"], "layer 9 is not in this axis, which has layers 0, 2"),
+        "layers": (["--layers", "0,1"], "layer 1 is not in this axis"),
+        "alert layer": (["--layer", "1", "--alert", "5"], "layer 1 is not in this axis"),
+        "no file": (["--conversations", "nowhere.jsonl"], "cannot read nowhere.jsonl: No such file"),
+        "a directory": (["--conversations", "."], "cannot read .: Is a directory"),
+        "suffix": (["--conversations", log, "--out", "t.txt"], "written as .csv or .parquet"),
+        "out nowhere": (["--conversations", log, "--out", "no/t.csv"], "no/t.csv: could not be written"),
+        "transcripts nowhere": (["--probes", probes, "--transcripts", "no/t"], "no/t: could not be written"),
+        "no cap": (["--cap", "nowhere"], "nowhere: cannot be read"),
+        "no model": (["--model", "./nowhere"], "no such model directory"),
+        "context": (["--probes", probes, "--max-new-tokens", "255"], "script 'milk-1', turn 1"),
+    }
+
+
+@pytest.mark.parametrize("case", drift_failures(Path(), Path()))
+def test_failures_end_with_1_and_one_line(
+    command: Command, axis_file: Path, log: Path, probes: Path, case: str
+) -> None:
+    arguments, reason = drift_failures(log, probes)[case]
+    ended = command("drift", axis_file, *arguments)
+    assert ended.code == 1 and not ended.out and reason in ended.err, ended.err
+    assert ended.err.startswith("error: ") and ended.err.count("\n") == 1
+    assert {entry.suffix for entry in Path().iterdir()} <= {".jsonl"}
+
+
+DRIFT_USAGE = {
+    "no axis": [],
+    "alert no number": ["x", "--alert", "low"],
+    "alert above 100": ["x", "--alert", "101"],
+    "alert nan": ["x", "--alert", "nan"],
+    "alert run 0": ["x", "--alert", "5:0"],
+    "alert run empty": ["x", "--alert", "5:"],
+    "suite empty": ["x", "--suite", "a,,b"],
+    "split": ["x", "--split", "test"],
+    "limit": ["x", "--limit", "0"],
+    "turns": ["x", "--conversations", "f", "--turns", "model"],
+    "overflow": ["x", "--conversations", "f", "--overflow", "cut"],
+    "suite of a log": ["x", "--conversations", "f", "--suite", "coding"],
+    "split of a log": ["x", "--conversations", "f", "--split", "held_out"],
+    "system of a log": ["x", "--conversations", "f", "--system", "be"],
+    "seed of a log": ["x", "--conversations", "f", "--seed", "0"],
+    "skip bad scripts": ["x", "--skip-bad"],
+    "turns of scripts": ["x", "--turns", "all"],
+}
+
+
+@pytest.mark.parametrize("case", DRIFT_USAGE)
+def test_usage_errors_end_with_2(command: Command, case: str) -> None:
+    ended = command("drift", *DRIFT_USAGE[case])
+    assert ended.code == 2 and not ended.out and "Error: " in ended.err and "Traceback" not in ended.err
+
+
+def test_the_layer_of_the_summary_must_be_measured(command: Command, axis_file: Path, log: Path) -> None:
+    read = ["drift", axis_file, "--conversations", log]
+    assert "at layer 0" in command(*read, "--layers", "0").out  # the only one, though another is recommended
+    ended = command(*read, "--layers", "0", "--layer", 2)
+    assert ended.code == 2 and "layer 2 is not among --layers 0" in ended.err
+
+
+def test_another_models_axis_is_refused(command: Command, axis_file: Path, log: Path) -> None:
+    chat_factory.llama(layers=2).save_pretrained("other")
+    chat_factory.tokenizer().save_pretrained("other")
+    for source in (["--conversations", log], ["--turns-per-script", 1]):
+        ended = command("drift", axis_file, "--model", "./other", *source)
+        assert ended.code == 1 and "made for another model" in ended.err and not ended.out
+    assert command("chat", "./other", "--axis", axis_file, said="hello").code == 1
+
+
+def test_the_model_is_the_one_of_the_axis_file(command: Command, axis: Axis, model: Path, log: Path) -> None:
+    facts = {key: value for key, value in axis.metadata.items() if key != "model"}
+    Axis(axis.arrays, facts).save("nameless.safetensors")
+    ended = command("drift", "nameless.safetensors", "--conversations", log)
+    assert ended.code == 2 and "name it with --model" in ended.err
+    assert command("drift", "nameless.safetensors", "--conversations", log, "--model", model).code == 0
+
+
+def test_an_axis_without_distributions(command: Command, talker: ChatModel, log: Path) -> None:
+    axis_for(talker, tables=False).save("bare.safetensors")
+    ended = command("drift", "bare.safetensors", "--conversations", log, "--out", "t.csv")
+    assert ended.code == 0 and " p" not in ended.out.split("Mean")[0].split("\n", 2)[2]
+    assert "percentile_default" not in pd.read_csv("t.csv")
+    ended = command("drift", "bare.safetensors", "--conversations", log, "--alert", 5)
+    assert ended.code == 1 and "holds no 'quantiles_default'" in ended.err
+
+
+def test_deliberate_differences_are_allowed(command: Command, axis_file: Path, log: Path, probes: Path) -> None:
+    chat_factory.llama(seed=5).save_pretrained("tuned")
+    chat_factory.tokenizer().save_pretrained("tuned")
+    for source in (["--conversations", log], ["--probes", probes, "--limit", 1]):
+        asked = ["drift", axis_file, "--model", "./tuned", *source]
+        assert command(*asked).code == 1 and command(*asked, "--allow", "weights").code == 0
+
+
+# --- chat
+
+
+def test_chat_from_a_pipe(command: Command, model: Path, axis_file: Path) -> None:
+    ended = command("chat", model, "--axis", axis_file, "--max-new-tokens", 6, said="hello\n\n  why ? \nno")
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    assert [line for line in lines if line.startswith("you: ")] == ["you: hello", "you: why ?", "you: no"]
+    assert sum(line.startswith("tiny: ") for line in lines) == 3
+    assert sum("of the default" in line and "●" in line for line in lines) == 3
+    assert "● the reply at layer 2" in ended.err and "warning" not in ended.err
+
+
+def test_chat_says_the_same_with_the_same_seed(command: Command, model: Path) -> None:
+    first, again, other = (command("chat", model, "--seed", seed, said="hello\nwhy ?") for seed in (1, 1, 2))
+    assert first == again and first.out != other.out
+    assert "no meter: name an axis file with --axis" in first.err
+
+
+def test_chat_ends_with_quit_and_begins_anew(command: Command, model: Path) -> None:
+    ended = command("chat", model, said="hello\n/new\nhello\n/quit\nhello")
+    replies = [line for line in ended.out.splitlines() if line.startswith("tiny: ")]
+    assert ended.code == 0 and len(replies) == 2 and replies[0] == replies[1] and "a new conversation" in ended.err
+    assert command("chat", model, said="").code == 0
+
+
+def test_chat_warns_below_the_band_and_only_there(command: Command, model: Path, axis_file: Path) -> None:
+    for band, warned in ((0, False), (100, True)):
+        ended = command("chat", model, "--axis", axis_file, "--layer", 0, "--band", band, said="hello")
+        value = float(next(line for line in ended.out.splitlines() if "●" in line).split()[1].rstrip(","))
+        edge = float(Axis.load(axis_file).quantile("default", band)[0])
+        assert ("warning: below the safe band" in ended.out) == (value < edge)
+        assert warned == (value < edge)
+
+
+def test_chat_under_caps(command: Command, model: Path, axis: Axis, axis_file: Path) -> None:
+    axis.cap(layers=2, floor=30.0).save("high.safetensors")
+    axis.cap(layers=0, floor=2.0).save("low.safetensors")
+    both = ["--cap", "low.safetensors", "--cap", "high.safetensors"]
+    ended = command("chat", model, "--axis", axis_file, *both, said="hello")
+    assert ended.code == 0 and "30.00, p100 of the default" in ended.out and "before the cap)" in ended.out
+    alone = command("chat", model, *both, said="hello")
+    assert alone.code == 0 and "layer 2: 30.00 (" in alone.out and "warning" not in alone.out
+
+
+def test_chat_goes_on_when_the_context_is_full(command: Command, model: Path) -> None:
+    ended = command("chat", model, said="hello\n" + "why ? " * 150 + "\n/new\nhello")
+    assert ended.code == 0 and ended.out.count("tiny: ") == 2
+    assert "there is no room for a reply, begin a new conversation by /new" in ended.err
+
+
+def test_chat_takes_bytes_that_are_no_text(command: Command, model: Path) -> None:
+    ended = command("chat", model, said=b"caf\xe9\r\n")
+    assert ended.code == 0 and "you: caf\ufffd\n" in ended.out
+
+
+def test_replies_do_not_steer_the_terminal(command: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ChatModel, "decode", lambda self, ids: ["a\x1b[2Jb [red]c[/red]" for _ in ids])
+    assert "tiny: a\ufffd[2Jb [red]c[/red]" in command("chat", model, said="hello").out
+
+
+class Keyboard(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_chat_at_a_terminal(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = iter(["hello", " ", "why ?"])
+
+    def type_in(prompt: str) -> str:
+        assert prompt == "you: "
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("sys.stdin", Keyboard())
+    monkeypatch.setattr("builtins.input", type_in)
+    assert run(app, ["chat", str(model)], name="persona-axis") == 0
+    said = capsys.readouterr().out
+    assert said.count("tiny: ") == 2 and "you: " not in said  # what was typed stands there already
+
+
+def test_ctrl_c_ends_a_chat(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", Keyboard())
+    monkeypatch.setattr("builtins.input", interrupted)
+    assert run(app, ["chat", str(model)], name="persona-axis") == 130
+    assert capsys.readouterr().err.endswith("stopped\n")
+
+
+CHAT_FAILURES: dict[str, tuple[list[object], str]] = {
+    "no model": (["./nowhere"], "no such model directory"),
+    "no axis": (["--axis", "nowhere"], "nowhere: cannot be read"),
+    "no cap": (["--cap", "nowhere"], "nowhere: cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", CHAT_FAILURES)
+def test_chat_failures(command: Command, case: str) -> None:
+    arguments, reason = CHAT_FAILURES[case]
+    ended = command("chat", *arguments, said="hello")
+    assert ended.code == 1 and reason in ended.err and ended.err.count("\n") == 1 and not ended.out
+
+
+def test_chat_layers_that_do_not_exist(command: Command, model: Path, axis_file: Path, cap_file: Path) -> None:
+    ended = command("chat", model, "--axis", axis_file, "--layer", 1, said="hello")
+    assert ended.code == 1 and "layer 1 is not in this axis" in ended.err
+    ended = command("chat", model, "--cap", cap_file, "--layer", 1, said="hello")
+    assert ended.code == 1 and "layer 1 is not in the cap" in ended.err
+    assert Cap.load(cap_file).layers == (2,)
+
+
+# --- both
+
+
+def test_help_imports_next_to_nothing() -> None:
+    code = (
+        "import sys\nfrom persona_axis._cli_drift import chat, drift\n"
+        "for command in (chat, drift):\n    command.main(['--help'], standalone_mode=False)\n"
+        "print('MODULES', *{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "100"}
+    )
+    heavy = {"torch", "transformers", "numpy", "pandas", "rich", "matplotlib", "safetensors", "pyarrow"}
+    assert "--alert P[:N]" in done.stdout and "--band" in done.stdout, done.stderr
+    assert not set(done.stdout.split("MODULES")[1].split()) & heavy
+
+
+def test_figures_are_numbers_of_the_streams_own_size(command: Command, axis_file: Path, log: Path) -> None:
+    command("drift", axis_file, "--conversations", log, "--out", "t.csv")
+    frame = pd.read_csv("t.csv")
+    assert frame["projection"].abs().max() < 1e3 and np.isfinite(frame["projection"]).all()
