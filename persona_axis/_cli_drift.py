@@ -8,13 +8,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+from persona_axis._options import (
+    Alert,
+    alert_when,
+    load_for,
+    load_model,
+    loading_options,
+    model_options,
+    names,
+    sampling_options,
+    speakers,
+)
 from persona_axis._options import layers as layer_list
-from persona_axis._options import load_for, load_model, loading_options, model_options, sampling_options
 from persona_axis._terminal import debuggable
 
 if TYPE_CHECKING:
@@ -22,7 +32,6 @@ if TYPE_CHECKING:
 
 ALERTED = 3
 """Exit code of a `drift` that raised an alert."""
-SPEAKERS = ("assistant", "user", "system")
 _OF_SUITES = ("suite", "split", "turns_per_script", "system", "probes", "transcripts", "seed", "max_new_tokens",
               "temperature", "top_p")  # fmt: skip
 _OF_FILES = ("turns", "skip_bad", "overflow")
@@ -33,45 +42,11 @@ _ALLOW = click.option(
 )  # fmt: skip
 
 
-class Alert(NamedTuple):
-    """When `--alert` raises one: below this percentile of the default, so many turns in a row."""
-
-    percentile: float
-    run: int
-
-
-def _alert(_context: click.Context, _option: click.Parameter, value: str | None) -> Alert | None:
-    if value is None:
-        return None
-    percentile, colon, run = value.partition(":")
-    with contextlib.suppress(ValueError):
-        found = Alert(float(percentile), int(run) if colon else 1)
-        if 0 <= found.percentile <= 100 and found.run >= 1:
-            return found
-    raise click.BadParameter(f"{value!r} is neither a percentile such as 5 nor one with a run of turns such as 5:3")
-
-
-def _names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    found = tuple(dict.fromkeys(part.strip() for part in value.split(",")))
-    if not all(found):
-        raise click.BadParameter(f"{value!r} is not a list of names with commas between them")
-    return found
-
-
-def _speakers(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    found = SPEAKERS if value == "all" else _names(context, option, value) or ()
-    if unknown := [name for name in found if name not in SPEAKERS]:
-        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(SPEAKERS)}, all")
-    return found
-
-
 @click.command(short_help="Follow conversations along an axis.")
 @click.argument("axis", type=click.Path(path_type=Path))
 @click.option("--model", metavar="MODEL", help="Directory or hub name.  [default: the one AXIS was made for]")
 @loading_options
-@click.option("--suite", metavar="LIST", callback=_names,
+@click.option("--suite", metavar="LIST", callback=names,
               help="Scripted conversations to play, such as emotional,coding.  [default: all suites]")  # fmt: skip
 @click.option("--split", type=click.Choice(["held_out", "train", "all"]), default="held_out", show_default=True,
               help="Which half of the suites.")  # fmt: skip
@@ -86,14 +61,14 @@ def _speakers(context: click.Context, option: click.Parameter, value: str) -> tu
 @click.option("--skip-bad", is_flag=True, help="Pass over conversations that cannot be measured, and count them.")
 @click.option("--overflow", type=click.Choice(["refuse", "window"]), default="refuse", show_default=True,
               help="What to do with conversations longer than the model's context.")  # fmt: skip
-@click.option("--turns", default="assistant", show_default=True, metavar="LIST", callback=_speakers,
+@click.option("--turns", default="assistant", show_default=True, metavar="LIST", callback=speakers,
               help="Whose turns --out holds: assistant,user,system or all.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N conversations; of suites in equal parts.")
 @click.option("--cap", "caps", multiple=True, type=click.Path(path_type=Path), help="Cap file; may be repeated.")
 @click.option("--layers", metavar="LIST", callback=layer_list, help="Layers that --out holds.  [default: all in AXIS]")
 @click.option("--layer", type=click.IntRange(0), metavar="L",
               help="Layer of summary, figure and alerts.  [default: recommended]")  # fmt: skip
-@click.option("--alert", metavar="P[:N]", callback=_alert,
+@click.option("--alert", metavar="P[:N]", callback=alert_when,
               help="Exit with 3 if a reply lies below percentile P of the default's; with :N only if N in a row do. "
               "About P% of healthy turns lie below P.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Table to write, .csv or .parquet.")

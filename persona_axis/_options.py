@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from persona_axis.chat import ChatModel
 
 F = TypeVar("F", bound=Callable[..., Any])
+SPEAKERS = ("assistant", "user", "system")
 
 
 def layers(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -51,6 +53,43 @@ def scores(_context: click.Context, _option: click.Parameter, value: str | None)
     if not all(part in ("0", "1", "2", "3") for part in parts):
         raise click.BadParameter(f"{value!r} is not a list of scores from 0 to 3 such as 2,3")
     return tuple(int(part) for part in parts)
+
+
+class Alert(NamedTuple):
+    """When `--alert` raises one: below this percentile of the default, so many turns in a row."""
+
+    percentile: float
+    run: int
+
+
+def alert_when(_context: click.Context, _option: click.Parameter, value: str | None) -> Alert | None:
+    """A percentile of the default's replies, such as 5, or one with a run of turns, such as 5:3."""
+    if value is None:
+        return None
+    percentile, colon, run = value.partition(":")
+    with suppress(ValueError):
+        found = Alert(float(percentile), int(run) if colon else 1)
+        if 0 <= found.percentile <= 100 and found.run >= 1:
+            return found
+    raise click.BadParameter(f"{value!r} is neither a percentile such as 5 nor one with a run of turns such as 5:3")
+
+
+def names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Names with commas between them, each once."""
+    if value is None:
+        return None
+    found = tuple(dict.fromkeys(part.strip() for part in value.split(",")))
+    if not all(found):
+        raise click.BadParameter(f"{value!r} is not a list of names with commas between them")
+    return found
+
+
+def speakers(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
+    """Whose turns: assistant, user, system, several, or all."""
+    found = SPEAKERS if value == "all" else names(context, option, value) or ()
+    if unknown := [name for name in found if name not in SPEAKERS]:
+        raise click.BadParameter(f"{unknown[0]!r} is not one of {', '.join(SPEAKERS)}, all")
+    return found
 
 
 def model_options(command: F) -> F:

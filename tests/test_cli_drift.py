@@ -199,11 +199,12 @@ def test_a_limit_takes_from_each_suite(command: Command, axis_file: Path, probes
 
 
 def test_transcripts_can_be_read_again(command: Command, axis_file: Path, probes: Path) -> None:
-    playing = ["--probes", probes, "--out", "a.csv", "--transcripts", "said.jsonl", "--suite", "tea"]
+    playing = ["--probes", probes, "--out", "a.csv", "--transcripts", "said.jsonl", "--suite", "tea", "--split", "all"]
+    playing += ["--max-new-tokens", 3]
     assert command("drift", axis_file, *playing).code == 0
     talks = list(read_conversations("said.jsonl"))
     assert [(c.id, c.domain, c.split, c.kinds) for c in talks] == [
-        (name, "tea", "held_out", ("edit",) * 3) for name in ("tea-1", "tea-3")
+        (f"tea-{n}", "tea", ("train", "held_out")[n % 2], ("edit",) * 3) for n in range(4)
     ]
     assert command("drift", axis_file, "--conversations", "said.jsonl", "--out", "b.csv").code == 0
     played, read = pd.read_csv("a.csv"), pd.read_csv("b.csv")
