@@ -12,8 +12,8 @@ bin       := $(VENV)/bin
 installed := $(VENV)/.installed
 cli       := $(bin)/persona-axis
 
-DEMO_LAYERS ?= 3-5
-DEMO_FLOOR  ?= default_tokens:p2
+DEMO_LAYERS ?= 1-3
+DEMO_FLOOR  ?= default_tokens:p50
 DEMO_SYSTEM ?= You are a ghost who has drifted through the same cold hallway for two hundred years.
 
 .PHONY: demo install test lint types pytest test-slow notebooks bench clean

@@ -115,14 +115,14 @@ class Account:
         """The lines of turns that any domain has, rising."""
         return sorted({turns for _, turns in self.cells})
 
-    def drawn(self) -> tuple[pd.DataFrame, bool]:
-        """A table for a figure, and whether it is all there was: else of conversations drawn by chance, their start."""
+    def drawn(self) -> pd.DataFrame:
+        """A table for a figure: the first `DRAWN_TURNS` of `DRAWN_CONVERSATIONS` drawn by chance, or all if fewer."""
         import pandas as pd
 
         frame = pd.concat(self._drawn, ignore_index=True)
         if OTHERS in self.domains():
             frame = frame.drop(columns="domain")
-        return frame, len(frame) == self.turns
+        return frame
 
     def _count(self, name: str, talk: pd.DataFrame) -> None:
         goes_on, self._last = name == self._last, name

@@ -76,7 +76,7 @@ def save_figure(account: Account, axis: Axis, path: Path, first: Conversation | 
 
     False where there is no projection to draw. Raises `DriftError` where it cannot be written.
     """
-    frame, whole = account.drawn()
+    frame = account.drawn()
     if not frame["projection"].notna().any():
         return False
     if account.conversations == 1 and first is not None:
@@ -86,8 +86,11 @@ def save_figure(account: Account, axis: Axis, path: Path, first: Conversation | 
     else:
         from persona_axis.drift_plots import trajectories_by_domain
 
-        part = f"of {account.conversations:,} conversations at most {DRAWN_CONVERSATIONS}, drawn by chance, of each the"
-        notes = [] if whole else [f"{part} first {DRAWN_TURNS} turns"]
+        notes = []
+        if account.conversations > DRAWN_CONVERSATIONS:
+            notes.append(f"{DRAWN_CONVERSATIONS} of {account.conversations:,} conversations, drawn by chance")
+        if account.lines()[-1].last > DRAWN_TURNS:
+            notes.append(f"the first {DRAWN_TURNS} turns at most")
         notes += ["under a cap, whose layers lie inside its bounds by construction"] if account.has_before else []
         figure = trajectories_by_domain(frame, account.layer, axis, note="; ".join(notes))
     try:

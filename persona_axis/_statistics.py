@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, stdtrit
 
 from persona_axis.errors import PersonaAxisError
 
@@ -179,6 +178,8 @@ def bootstrap(
             f"the interval is undefined: {draws - len(defined)} of {draws} bootstrap draws have no value; more "
             "clusters with outcomes of every sort are needed"
         )
+    from scipy.special import ndtr, stdtrit  # figures import this module, and rarely need it
+
     tail = ndtr(-math.sqrt(count / (count - 1)) * stdtrit(count - 1, 0.975))
     low, high = np.quantile(defined, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))

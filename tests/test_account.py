@@ -86,24 +86,23 @@ def test_many_domains_share_a_column() -> None:
     for number in range(MOST_DOMAINS + 5):
         account.add(table([[1.0]], domain=f"d{number}").assign(conversation=f"c{number}"))
     assert len(account.domains()) == MOST_DOMAINS + 1 and account.domains()[-1] == OTHERS
-    assert account.cells[OTHERS, Turns(1, 1)].count == 5 and "domain" not in account.drawn()[0]
+    assert account.cells[OTHERS, Turns(1, 1)].count == 5 and "domain" not in account.drawn()
 
 
 def test_the_picture_shows_all_or_some_drawn_by_chance() -> None:
     few, many = Account(LAYER), Account(LAYER)
     few.add(table([[1.0, 2.0]] * 3))
-    frame, whole = few.drawn()
-    assert whole and len(frame) == 6 and set(frame["layer"]) == {LAYER}
+    frame = few.drawn()
+    assert len(frame) == 6 and set(frame["layer"]) == {LAYER}
     for number in range(DRAWN_CONVERSATIONS * 4):
         many.add(table([[float(number)] * 2], layers=[LAYER]).assign(conversation=str(number)))
-    frame, whole = many.drawn()
-    assert not whole and frame["conversation"].nunique() == DRAWN_CONVERSATIONS
+    frame = many.drawn()
+    assert frame["conversation"].nunique() == DRAWN_CONVERSATIONS
     numbers = frame["projection"] / (DRAWN_CONVERSATIONS * 4)
     assert abs(numbers.mean() - 0.5) < 0.08 and numbers.max() > 0.9  # not the first ones, not the last
     long = Account(LAYER)
     long.add(table([[1.0] * (DRAWN_TURNS + 1)]))
-    frame, whole = long.drawn()
-    assert not whole and len(frame) == DRAWN_TURNS
+    assert len(long.drawn()) == DRAWN_TURNS
 
 
 def cut(frame: pd.DataFrame, places: Sequence[int]) -> Iterator[pd.DataFrame]:

@@ -436,8 +436,10 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(model: Path, probes: Path, t
     arguments = ["extract", str(model), "--out", str(out), "--probes", str(probes), "--roles", "6"]
     arguments += "--prompts 5 --questions 8 --default-samples 50 --batch-size 1 --max-new-tokens 100 --yes".split()
     process = subprocess.Popen(
-        [sys.executable, "-m", "persona_axis.cli", *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
+        [sys.executable, "-m", "persona_axis.cli", *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        # A suite that runs in the background inherits an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     rollouts = Path(f"{out}.run", "rollouts.jsonl")
     end = time.monotonic() + 300  # a machine may be busy
     while process.poll() is None and time.monotonic() < end and not (rollouts.exists() and rollouts.stat().st_size):
