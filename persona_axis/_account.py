@@ -23,6 +23,7 @@ SINGLE_TURNS = 20
 DRAWN_CONVERSATIONS, DRAWN_TURNS = 400, 200
 """What a figure is made of at most."""
 NAMED_ALERTS = 10
+ROWS_AT_ONCE = 20_000
 
 
 class Turns(NamedTuple):
@@ -158,6 +159,22 @@ class Account:
             self._drawn.append(part)
         elif (place := self._rng.randrange(self.conversations)) < DRAWN_CONVERSATIONS:
             self._drawn[place] = part
+
+
+def gathered(frames: Iterable[pd.DataFrame], rows: int = ROWS_AT_ONCE) -> Iterator[pd.DataFrame]:
+    """The same rows in frames of about so many: a Parquet file of a frame a conversation would be large and slow."""
+    import pandas as pd
+
+    held: list[pd.DataFrame] = []
+    count = 0
+    for frame in frames:
+        held.append(frame)
+        count += len(frame)
+        if count >= rows:
+            yield pd.concat(held, ignore_index=True)
+            held, count = [], 0
+    if held:
+        yield pd.concat(held, ignore_index=True)
 
 
 def marked(frames: Iterable[pd.DataFrame], alarm: Alarm) -> Iterator[pd.DataFrame]:

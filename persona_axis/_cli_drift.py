@@ -88,7 +88,7 @@ def drift(axis: Path, model: str | None, revision: str | None, dtype: str, devic
     """
     _refuse(_OF_FILES if conversations is None else _OF_SUITES)
 
-    from persona_axis._account import Account, marked
+    from persona_axis._account import Account, gathered, marked
     from persona_axis._drift_report import place_in, save_figure, show_account, show_alerts
     from persona_axis._follow import Course, First, Passed, Told, chosen_scripts, own_sampling, played, read
     from persona_axis._tables import Output
@@ -118,6 +118,7 @@ def drift(axis: Path, model: str | None, revision: str | None, dtype: str, devic
             course = Course(chat, ruler, layers, held, allow)
             whose = {"assistant", *turns}
             frames = read(course, talks, whose, overflow, passed if skip_bad else None, first, told)
+        frames = gathered(frames)
         for frame in marked(frames, alarm) if alarm else frames:
             account.add(frame)
             if table:

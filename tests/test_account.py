@@ -23,6 +23,7 @@ from persona_axis._account import (
     OTHERS,
     Account,
     Turns,
+    gathered,
     marked,
     told_turns,
 )
@@ -134,6 +135,16 @@ def test_alerts_are_marked_alike_however_the_table_is_cut(
     assert account.alerts == len(expected) and account.alerted == expected["conversation"].nunique()
     assert account.conversations == len(values) and account.turns == len(frame)
     assert account.named[:1] == [] if not len(expected) else len(account.named) == account.alerted
+
+
+@given(st.lists(st.integers(0, 200), max_size=6), st.integers(1, 60))
+@settings(max_examples=20, deadline=None)
+def test_gathered_frames_are_the_same_rows(places: list[int], rows: int) -> None:
+    frame = table([[1.0, 2.0, 3.0]] * 7)
+    found = list(gathered(cut(frame, places), rows))
+    pd.testing.assert_frame_equal(pd.concat(found, ignore_index=True), frame)
+    assert all(len(piece) >= rows for piece in found[:-1])
+    assert list(gathered([])) == []
 
 
 def test_only_rows_of_the_alarms_layer_and_speaker_are_marked(axis: Axis) -> None:
