@@ -56,7 +56,10 @@ def show_alerts(console: Console, account: Account, alarm: Alarm, percentile: fl
     """Which turns raise an alert, and how many of a healthy model's would."""
     series = f", {alarm.run} turns in a row" if alarm.run > 1 else ""
     where = f"below {number(alarm.threshold)}, percentile {percentile:g} of the default at layer {alarm.layer}{series}"
-    healthy = f"about {percentile:g}% of healthy turns lie below percentile {percentile:g}"
+    healthy = (
+        f"about {percentile:g}% of healthy turns lie below percentile {percentile:g}, as far as they are like the "
+        "single replies that it was taken from; in long conversations more may"
+    )
     if not account.alerts:
         console.print(Text(f"no alert: no turn {where} ({healthy})"))
         return
