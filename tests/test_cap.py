@@ -204,7 +204,6 @@ class TestArithmetic:
         hidden = torch.randn(4, 6, 8).transpose(0, 1)
         assert torch.equal(clamped(hidden, units(8), 0.5), clamped(hidden.contiguous(), units(8), 0.5))
 
-    @pytest.mark.skipif(not hasattr(torch, "compile"), reason="no compiler")
     def test_compiled_without_breaks(self):
         hidden, v = torch.randn(2, 5, 8), units(8)
         compiled = torch.compile(clamped, backend="aot_eager", fullgraph=True)
