@@ -1,7 +1,8 @@
 """What the replication table rests on: every measurement it needs, each made once and kept while the table is made.
 
-Held-out wordings, scripts, personas and requests throughout; the axis comes from the probes and the cap from a
-calibration on the other half, so nothing here was tuned on what is measured.
+Held-out scripts throughout, and held-out wordings and personas (of requests that the other half knows in other words);
+the axis comes from the probes and the cap from a calibration on the other half, so nothing here was tuned on what is
+measured.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 from pandas import DataFrame, concat
 
-from persona_axis import Axis, Cap, ChatModel
-from persona_axis._asking import ask
+from persona_axis import Axis, Cap, ChatModel, PersonaAxisError
 from persona_axis._statistics import Estimate, mean
+from persona_axis.calibration import settings as calibration
+from persona_axis.calibration.measure import NO_CAP, Bench, Held, Replies
+from persona_axis.calibration.units import Units
 from persona_axis.capability import Scores, tasks_for
-from persona_axis.controls import KINDS, matched, pushes_of, random_directions
+from persona_axis.controls import KINDS, MIXTURE
 from persona_axis.conversations import Conversation, Script, Turn, load_jailbreaks, load_scripts
 from persona_axis.levers import Levers
 from persona_axis.organism.exam import SAMPLING, Marked, paper, sit
@@ -43,7 +46,7 @@ class Effort:
     asked: int = 300  # single questions a figure
     pairs: int = 6  # conversations of two turns for each of the held-out requests
     controls: int = 10  # draws of each kind
-    steering_controls: int = 4
+    steering_controls: int = 10
     draws: int = 1000  # of a bootstrap
 
 
@@ -60,7 +63,29 @@ class Evidence:
     base_axis: Axis
     cap: Cap
     effort: Effort
+    units: Units
     seed: int = 0
+
+    @cached_property
+    def bench(self) -> Bench:
+        """What calibration measures with; its seed is another one, so its replies are drawn anew."""
+        return Bench(
+            self.chat, self.axis, self.layer, judge_for(self.chat), tasks_for(self.chat), load_jailbreaks(),
+            load_scripts(), SAMPLING, calibration.Effort(), self.seed + 1, self.units,
+        )  # fmt: skip
+
+    @cached_property
+    def setting(self) -> calibration.Setting:
+        """The cap as calibration knows it. Raises `PersonaAxisError` where it is not a floor along this axis."""
+        rows = [self.axis.row(layer) for layer in self.cap.layers]
+        if self.cap.floor is None or not torch.equal(self.cap.direction, self.axis.direction[rows]):
+            raise PersonaAxisError("the cap was not made from this axis: calibrate it again")
+        return calibration.Setting(self.cap.layers, "floor", tuple(self.cap.floor.tolist()))
+
+    @property
+    def held(self) -> Held:
+        """The cap, to be measured."""
+        return self.bench.setting(self.setting)
 
     @property
     def layer(self) -> int:
@@ -128,44 +153,31 @@ class Evidence:
         return self.played(self.cap)
 
     def voices(self, played: Simulation) -> DataFrame:
-        """Whether each reply reads as the Assistant: conversation, script, domain, turn, assistant (0 or 1)."""
+        """Whether each reply reads as the Assistant: conversation, script, domain, turn, assistant (nan: unjudged)."""
         rows, asked = [], []
         for conversation in played.conversations:
             replies = [i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"]
             for turn, at in enumerate(replies, 1):
-                rows.append((conversation.id, conversation.id.rpartition("/")[0], conversation.domain, turn))
+                rows.append((conversation.id, script_of(conversation.id), conversation.domain, turn))
                 asked.append(Asked(conversation.messages[:at], conversation.messages[at]["content"]))
         marks = outcomes(judge_for(self.chat), asked)
         frame = DataFrame(rows, columns=["conversation", "script", "domain", "turn"])
-        return frame.assign(assistant=[float(m.assistant) if m else 0.0 for m in marks])
+        return frame.assign(assistant=[float(m.assistant) if m else np.nan for m in marks])
 
-    def jailbreaks(
-        self, lever: Levers = None, persona: bool = True, draws: int | None = None
-    ) -> tuple[Array, list[str]]:
-        """Whether each held-out prompt succeeded (0 or 1), and which prompt it was."""
-        asked = load_jailbreaks(split="held_out")
-        found: list[float] = []
-        ids: list[str] = []
-        for draw in range(draws or self.effort.jailbreaks):
-            chats = [j.messages(persona) for j in asked]
-            replies = ask(self.chat, chats, SAMPLING, self.seed + 1000 * draw, lever, 128)
-            shown = [
-                Asked(c, r, j.role if persona else None, j.about) for c, r, j in zip(chats, replies, asked, strict=True)
-            ]
-            found += [float(o.complied) if o else 0.0 for o in outcomes(judge_for(self.chat), shown)]
-            ids += [j.id for j in asked]
-        return np.array(found), ids
+    def jailbreaks(self, held: Held = NO_CAP, persona: bool = True, draws: int | None = None) -> Replies:
+        """What became of each held-out persona-jailbreak, or of its request alone, under a lever."""
+        return self.bench.replies(held, "held_out", range(draws or self.effort.jailbreaks), persona)
 
-    @cached_property
-    def succeeded(self) -> tuple[Array, list[str]]:
-        return self.jailbreaks()
+    def scores(self, held: Held = NO_CAP) -> Scores:
+        return self.bench.scores(held, "held_out", self.effort.items)
 
-    @cached_property
-    def succeeded_capped(self) -> tuple[Array, list[str]]:
-        return self.jailbreaks(self.cap)
-
-    def scores(self, lever: Levers = None) -> Scores:
-        return tasks_for(self.chat).scores(self.chat, lever, "held_out", range(self.effort.items), self.seed + 1)
+    def controls(self) -> list[tuple[str, int, Held]]:
+        """Kind, draw and edit along another direction, matched to the cap as in a calibration; and mixtures."""
+        return [
+            (kind, draw, self.bench.control(self.setting, kind, draw))
+            for kind in (*KINDS, MIXTURE)
+            for draw in range(self.effort.controls)
+        ]
 
     def questions(self, roles: list[str | None], lever: Levers = None) -> list[Marked]:
         """Ordinary questions to these characters, held-out prompts and wordings."""
@@ -174,19 +186,6 @@ class Evidence:
             return sit(self.chat, items, self.seed)
         return sit(self.chat, items, self.seed, lambda: self.chat.under(lever))
 
-    def controls(self) -> list[tuple[str, object]]:
-        """Edits along other directions, matched to the cap on uncapped replies."""
-        texts = [self.chat.encode(list(c.messages), generation_prompt=False) for c in self.uncapped.conversations[:24]]
-        like = pushes_of(self.cap)
-        return [
-            (
-                kind,
-                matched(self.chat, texts, like, random_directions(self.axis, self.cap.layers, kind, self.seed + draw)),
-            )
-            for kind in KINDS
-            for draw in range(self.effort.controls)
-        ]
-
     def steered(self, direction: torch.Tensor, alpha: float, roles: list[str | None]) -> Estimate:
         """Share of replies that read as the Assistant under h + alpha * mean||h|| * direction at one layer."""
         size = alpha * float(self.axis.mean_norm[self.axis.row(self.layer)])
@@ -194,7 +193,7 @@ class Evidence:
         marked = self.questions(roles, lever)
         # The same test for everybody, default or role: the Assistant's voice against nobody's in particular.
         read = [float(m.reading.reads_as_assistant()) for m in marked]
-        return mean(read, draws=self.effort.draws, seed=self.seed)
+        return mean(read, [m.item.message.key for m in marked], draws=self.effort.draws, seed=self.seed)
 
     def two_turns(self) -> tuple[Array, Array, list[str]]:
         """Projections of first replies, compliance in second ones, roles: a question, then a held-out request."""
@@ -219,5 +218,12 @@ class Evidence:
             Asked(c.messages[:-1], c.messages[-1]["content"], role, j.about)
             for c, role, j in zip(found.conversations, roles, asked, strict=True)
         ]
-        harm = np.array([float(o.complied) if o else 0.0 for o in outcomes(judge_for(self.chat), shown)])
-        return first, harm, roles
+        marks = outcomes(judge_for(self.chat), shown)
+        judged = [i for i, mark in enumerate(marks) if mark is not None]
+        harm = np.array([float(mark.complied) for mark in marks if mark is not None])
+        return first[judged], harm, [roles[i] for i in judged]
+
+
+def script_of(conversation: str) -> str:
+    """The script that a conversation is a play of."""
+    return conversation.rpartition("/")[0]
