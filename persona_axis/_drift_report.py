@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,10 +13,13 @@ from rich.markup import escape
 from rich.text import Text
 
 from persona_axis._account import DRAWN_CONVERSATIONS, DRAWN_TURNS, NAMED_ALERTS, Account, Cell, Turns
+from persona_axis._safefile import replace_file
 from persona_axis._tables import number, plain_table, printable
-from persona_axis.errors import DriftError
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     from persona_axis.axis import Axis
     from persona_axis.conversations import Conversation
     from persona_axis.drift import Alarm
@@ -74,33 +79,41 @@ def show_alerts(console: Console, account: Account, alarm: Alarm, percentile: fl
         console.print(Text(f"  and {account.alerted - NAMED_ALERTS:,} more"))
 
 
-def save_figure(account: Account, axis: Axis, path: Path, first: Conversation | None = None) -> bool:
-    """Draw the trajectories by domain as a PNG, or the `first` conversation with its text if there was but one.
+def save_figure(
+    account: Account, axis: Axis, path: Path, first: Conversation | None, tell: Callable[[str], None]
+) -> bool:
+    """Draw the trajectories by domain, or the `first` conversation with its text if there was but one.
 
-    False where there is no projection to draw. Raises `DriftError` where it cannot be written.
+    False where there is no projection to draw, and where it cannot be written, which is told: a picture is not worth
+    an exit code that says something else than the measurement.
     """
     frame = account.drawn()
     if not frame["projection"].notna().any():
         return False
+    content = BytesIO()
+    try:
+        _figure(account, frame, axis, first).savefig(content, format=path.suffix[1:].lower())
+        replace_file(Path(os.path.realpath(path)), content.getvalue())
+    except OSError as error:
+        tell(f"note: {path}: the figure could not be saved: {error.strerror or error}")
+        return False
+    return True
+
+
+def _figure(account: Account, frame: pd.DataFrame, axis: Axis, first: Conversation | None) -> Figure:
     if account.conversations == 1 and first is not None:
         from persona_axis.conversation_plots import one_conversation
 
-        figure = one_conversation(frame, first.messages, account.layer, axis)
-    else:
-        from persona_axis.drift_plots import trajectories_by_domain
+        return one_conversation(frame, first.messages, account.layer, axis)
+    from persona_axis.drift_plots import trajectories_by_domain
 
-        notes = []
-        if account.conversations > DRAWN_CONVERSATIONS:
-            notes.append(f"{DRAWN_CONVERSATIONS} of {account.conversations:,} conversations, drawn by chance")
-        if account.lines()[-1].last > DRAWN_TURNS:
-            notes.append(f"the first {DRAWN_TURNS} turns at most")
-        notes += ["under a cap, whose layers lie inside its bounds by construction"] if account.has_before else []
-        figure = trajectories_by_domain(frame, account.layer, axis, note="; ".join(notes))
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise DriftError(f"{path}: the figure could not be saved: {error.strerror or error}") from error
-    return True
+    notes = []
+    if account.conversations > DRAWN_CONVERSATIONS:
+        notes.append(f"{DRAWN_CONVERSATIONS} of {account.conversations:,} conversations, drawn by chance")
+    if account.lines()[-1].last > DRAWN_TURNS:
+        notes.append(f"the first {DRAWN_TURNS} turns at most")
+    notes += ["under a cap, whose layers lie inside its bounds by construction"] if account.has_before else []
+    return trajectories_by_domain(frame, account.layer, axis, note="; ".join(notes))
 
 
 class _Told(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
@@ -13,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.status import Status
 
-from persona_axis._safefile import replace_file
 from persona_axis._windows import windows
 from persona_axis.conversations import Conversation, Script, load_scripts
 from persona_axis.drift import trajectories
@@ -24,6 +21,7 @@ from persona_axis.simulate import simulate
 if TYPE_CHECKING:
     import pandas as pd
 
+    from persona_axis._transcripts import Transcripts
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
     from persona_axis.chat import ChatModel
@@ -56,11 +54,18 @@ class First:
             raise ConversationError("no conversation can be measured: all of them were passed over")
 
 
+class _Remarks(Console):
+    """Nobody need listen: where the reader has gone (2>&1 | head) the rest is not said."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Told:
     """Remarks on the standard error: lines, and how far the work is; nothing of it is markup."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = _Remarks(stderr=True)
         self._began = self._said = time.monotonic()
         self._status: Status | None = None
 
@@ -126,11 +131,9 @@ def chosen_scripts(
 
 def played(
     course: Course, scripts: Sequence[Script], system: str, turns: int | None, sampling: Sampling, seed: int,
-    transcripts: Path | None, first: First, told: Told,
+    transcript: Transcripts | None, first: First, told: Told,
 ) -> Iterator[pd.DataFrame]:  # fmt: skip
-    """The table of scripts played under the caps; what was said goes to `transcripts`, a conversation a line."""
-    if transcripts is not None and not transcripts.absolute().parent.is_dir():
-        raise DriftError(f"{transcripts}: could not be written: no such directory")
+    """The table of scripts played under the caps; what was said goes to the `transcript`."""
 
     def progress(done: int, total: int) -> None:
         told.progress(f"{len(scripts)} conversations: {done:,} of {total:,} replies")
@@ -142,8 +145,8 @@ def played(
     for note in found.notes:
         told.line(f"note: {note}")
     talks = list(first(found.conversations))
-    if transcripts is not None:
-        _save(transcripts, talks)
+    if transcript is not None:
+        transcript.conversations = talks
     yield found.frame
 
 
@@ -168,23 +171,12 @@ def _readable(
     chat: ChatModel, conversations: Iterable[Conversation], speakers: Collection[str], overflow: str,
     on_bad: Callable[[str], None],
 ) -> Iterator[Conversation]:  # fmt: skip
-    """Those that the model's template and context take."""
+    """Those that the model's template and context take in every window: a table is whole, or has nothing of one."""
     for conversation in conversations:
         try:
-            next(windows(chat, conversation.messages, overflow, speakers, f"conversation {conversation.id!r}"))
+            for _ in windows(chat, conversation.messages, overflow, speakers, f"conversation {conversation.id!r}"):
+                pass
         except DriftError as error:
             on_bad(str(error))
         else:
             yield conversation
-
-
-def _save(path: Path, conversations: Iterable[Conversation]) -> None:
-    lines = (
-        {"id": c.id, "domain": c.domain, "split": c.split, "kinds": c.kinds, "messages": c.messages}
-        for c in conversations
-    )
-    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    try:
-        replace_file(Path(os.path.realpath(path)), content.encode())
-    except OSError as error:
-        raise DriftError(f"{path}: could not be written: {error.strerror or error}") from error

@@ -110,16 +110,30 @@ def loading_options(command: F) -> F:
     return command
 
 
-def sampling_options(command: F) -> F:
-    """How replies are drawn."""
-    for decorate in (
-        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus mass.  [default: 0.9]"),
-        click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: 0.7]"),
-        click.option("--max-new-tokens", type=click.IntRange(1), metavar="N", help="Longest reply in tokens."),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sampling."),
-    ):
-        command = decorate(command)
-    return command
+def sampling_options(tokens: str, temperature: str = "0.7", top_p: str = "0.9") -> Callable[[F], F]:
+    """How replies are drawn; the texts are what the help of this command states as its defaults."""
+
+    def decorated(command: F) -> F:
+        mass, longest = click.FloatRange(0, 1, min_open=True), click.IntRange(1)
+        for decorate in (
+            click.option("--top-p", type=mass, help=f"Nucleus mass.  [default: {top_p}]"),
+            click.option("--temperature", type=click.FloatRange(0), help=f"0 is greedy.  [default: {temperature}]"),
+            click.option("--max-new-tokens", type=longest, metavar="N",
+                         help=f"Longest reply in tokens.  [default: {tokens}]"),
+            click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sampling."),
+        ):  # fmt: skip
+            command = decorate(command)
+        return command
+
+    return decorated
+
+
+def allow_option(command: F) -> F:
+    """Differences between the model and the one a file was made for that are deliberate."""
+    return click.option(
+        "--allow", multiple=True, type=click.Choice(["weights", "chat_template", "architecture", "num_layers"]),
+        help="A deliberate difference from the model that a file was made for.",
+    )(command)  # fmt: skip
 
 
 def load_model(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None) -> ChatModel:

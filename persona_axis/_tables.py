@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from persona_axis._converse import Exchange
+    from persona_axis._talk import Said
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
     from persona_axis.space import PersonaSpace
@@ -63,12 +63,12 @@ def show_cap(console: Console, cap: Cap) -> None:
     console.print(table)
 
 
-def show_conversation(console: Console, runs: Sequence[tuple[str, Sequence[Exchange]]]) -> None:
-    """Conversations side by side, (title, exchanges) each; below each other where the terminal is narrow."""
+def show_conversation(console: Console, prompts: Sequence[str], runs: Sequence[tuple[str, Sequence[Said]]]) -> None:
+    """Conversations of the same prompts side by side, (title, replies) each; below each other on a narrow terminal."""
     narrow = console.width < 60
-    for turn, same in enumerate(zip(*(exchanges for _, exchanges in runs), strict=True)):
-        console.print(Text(f"user: {same[0].user}", style="bold"))
-        cells = [_reply(exchange) for exchange in same]
+    for turn, (prompt, *same) in enumerate(zip(prompts, *(replies for _, replies in runs), strict=True)):
+        console.print(Text(f"user: {prompt}", style="bold"))
+        cells = [_reply(said) for said in same]
         if narrow or len(runs) == 1:
             for (title, _), cell in zip(runs, cells, strict=True):
                 console.print(Text(title, style="dim"))
@@ -82,9 +82,9 @@ def show_conversation(console: Console, runs: Sequence[tuple[str, Sequence[Excha
         console.print()
 
 
-def _reply(exchange: Exchange) -> RenderableType:
-    where = ", ".join(f"layer {layer}: {number(value)}" for layer, value in sorted(exchange.projections.items()))
-    text = Text(exchange.reply or "(an empty reply)", style="" if exchange.reply else "italic")
+def _reply(said: Said) -> RenderableType:
+    where = ", ".join(f"layer {layer}: {number(value)}" for layer, value in sorted(said.projections.items()))
+    text = Text(said.text or "(an empty reply)", style="" if said.text else "italic")
     return Group(text, Text(f"projection at {where}", style="cyan")) if where else text
 
 

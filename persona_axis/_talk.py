@@ -1,15 +1,12 @@
-"""A conversation that goes on turn by turn, each reply measured while it is said, and the meter that shows it."""
+"""A conversation with a model that goes on turn by turn, under caps or not, each reply measured while it is said."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Self
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
-from rich.text import Text
-
-from persona_axis._tables import layer_to_show
-from persona_axis.errors import CapError, DriftError
+from persona_axis.errors import DriftError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,49 +21,23 @@ _LEAST_REPLY = 16  # tokens; less room than that is none
 
 
 class Said(NamedTuple):
-    """A reply, its mean projection, and that of the stream before the caps' edits; None where there is none."""
+    """A reply and by layer its mean projection, with that of the stream before the caps' edits.
+
+    Both are empty for an empty reply, and `before` is without caps.
+    """
 
     text: str
-    projection: float | None = None
-    before: float | None = None
+    projections: dict[int, float]
+    before: dict[int, float]
 
 
-@dataclass(frozen=True, eq=False)
-class Ruler:
-    """One layer's direction [hidden], and the axis it is of, which may know where replies lie."""
-
-    layer: int
-    direction: Tensor
-    axis: Axis | None = None
-
-    @classmethod
-    def of(cls, axis: Axis | None, caps: Sequence[Cap], layer: int | None = None) -> Self | None:
-        """The axis at `layer` or where it recommends; without an axis the last cap's own; None without either."""
-        if axis is not None:
-            at = layer_to_show(axis, layer)
-            return cls(at, axis.direction[axis.row(at)], axis)
-        if not caps:
-            return None
-        at = caps[-1].layers[-1] if layer is None else layer
-        if at not in caps[-1].layers:
-            raise CapError(f"layer {at} is not in the cap, which has {', '.join(map(str, caps[-1].layers))}")
-        return cls(at, caps[-1].direction[caps[-1].layers.index(at)])
-
-    def knows(self, distribution: str) -> bool:
-        """Whether the axis file has this distribution."""
-        return self.axis is not None and f"quantiles_{distribution}" in self.axis.arrays
-
-    def quantile(self, distribution: str, percentile: float) -> float:
-        """The projection below which `percentile` percent of a distribution's replies lie."""
-        assert self.axis is not None
-        return float(self.axis.quantile(distribution, percentile)[self.axis.row(self.layer)])
-
-    def percentile(self, value: float) -> float:
-        """How many percent of the default's replies lie below `value`."""
-        from persona_axis.drift import percentiles
-
-        assert self.axis is not None
-        return float(percentiles(self.axis, self.layer, value))
+def directions_of(axis: Axis | None, caps: Iterable[Cap]) -> dict[int, Tensor]:
+    """The directions [hidden] to read replies on, by layer: an axis' at the caps' layers, or else the caps' own."""
+    own = {layer: cap.direction[i] for cap in caps for i, layer in enumerate(cap.layers)}
+    if axis is None:
+        return own
+    layers = [layer for layer in axis.layers if layer in own] or [axis.recommended_layer]
+    return {layer: axis.direction[axis.row(layer)] for layer in layers}
 
 
 class Talk:
@@ -79,11 +50,12 @@ class Talk:
         *,
         system: str = "",
         caps: Sequence[Cap] = (),
-        ruler: Ruler | None = None,
+        directions: Mapping[int, Tensor] | None = None,
         seed: int = 0,
         allow: Collection[str] = (),
     ) -> None:
-        self.chat, self.sampling, self.caps, self.ruler, self.allow = chat, sampling, tuple(caps), ruler, allow
+        self.chat, self.sampling, self.caps, self.allow = chat, sampling, tuple(caps), allow
+        self.directions = dict(directions or {})
         self._system = [{"role": "system", "content": system}] if system else []
         self._seed = seed
         self.begin()
@@ -96,21 +68,21 @@ class Talk:
         self._memory = Memory(self.chat.model)
 
     def say(self, text: str) -> Said:
-        """The reply to `text`. Raises `DriftError` where there is no room for one; nothing has then been said."""
+        """The reply to `text`.
+
+        Raises what `Cap.on` raises, and `DriftError` where there is no room for a reply; nothing has then been said.
+        """
         from persona_axis._speaking import speak
 
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = self.chat.encode(asked)
-        ruler, seed = self.ruler, self._seed + sum(m["role"] == "user" for m in self.messages)
-        directions = {} if ruler is None else {ruler.layer: ruler.direction}
-        spoken = speak(self.chat, [ids], self._fitting(len(ids)), seed, directions=directions, lever=self.caps,
+        seed = self._seed + sum(m["role"] == "user" for m in self.messages)
+        spoken = speak(self.chat, [ids], self._fitting(len(ids)), seed, directions=self.directions, lever=self.caps,
                        allow=self.allow, memory=self._memory)  # fmt: skip
         reply = self.chat.decode(spoken.ids)[0]
         self.messages = [*asked, {"role": "assistant", "content": reply}]
-        if ruler is None or not spoken.ids[0]:
-            return Said(reply)
-        before = spoken.before.get(ruler.layer)
-        return Said(reply, spoken.projections[ruler.layer][0], None if before is None else before[0])
+        means = (spoken.projections, spoken.before) if spoken.ids[0] else ({}, {})
+        return Said(reply, *({layer: values[0] for layer, values in found.items()} for found in means))
 
     def _fitting(self, tokens: int) -> Sampling:
         """The sampling, with replies no longer than the context has room for."""
@@ -124,64 +96,3 @@ class Talk:
                 "new conversation"
             )
         return replace(self.sampling, max_new_tokens=room)
-
-
-class Meter:
-    """Shows where a reply lies: a scale from the roles to the default, and a warning outside the safe band.
-
-    The band is everything from the default's percentile `band` upwards; without the default's percentiles there is
-    neither scale nor band, only the number.
-    """
-
-    def __init__(self, ruler: Ruler, band: float = 1.0, *, width: int = 40, ascii_only: bool = False) -> None:
-        self.ruler, self.band, self.width = ruler, band, max(width, 8)
-        self.edge = ruler.quantile("default", band) if ruler.knows("default") else None
-        self._point, self._line, self._middle, self._end = "o-|:" if ascii_only else "●─│┊"
-
-    def is_safe(self, value: float) -> bool:
-        """Whether `value` lies in the band; always where there is none."""
-        return self.edge is None or value >= self.edge
-
-    def legend(self) -> str:
-        """What the scale shows, in a line."""
-        if self.edge is None:
-            return f"the number is the reply's mean projection at layer {self.ruler.layer}, larger = more Assistant"
-        left = "the roles' 5th percentile" if self.ruler.knows("roles") else "the default's lowest"
-        return (
-            f"{self._point} the reply at layer {self.ruler.layer}, right = more Assistant; {self._middle} median of "
-            f"the default; {self._end} its percentile {self.band:g}, the end of the safe band; left end: {left}"
-        )
-
-    def line(self, said: Said) -> Text:
-        """The scale and the figures of a reply that has a projection."""
-        value = said.projection
-        assert value is not None
-        told = f"{value:.2f}" + ("" if self.edge is None else f", p{self.ruler.percentile(value):.0f} of the default")
-        if said.before is not None and abs(said.before - value) > 0.005:
-            told += f" ({said.before:.2f} before the cap)"
-        safe = self.is_safe(value)
-        return Text.assemble((self._scale(value), "green" if safe else "bold red"), f" {told}")
-
-    def warning(self, said: Said) -> Text | None:
-        """One line where the reply lies below the band."""
-        if said.projection is None or self.is_safe(said.projection):
-            return None
-        text = (
-            f"warning: below the safe band, which ends at {self.edge:.2f} "
-            f"(about {self.band:g}% of the default's replies lie there)"
-        )
-        return Text(text, style="bold red")
-
-    def _scale(self, value: float) -> str:
-        if self.edge is None:
-            return f"layer {self.ruler.layer}:"
-        start = ("roles", 5) if self.ruler.knows("roles") else ("default", 0)
-        low = min(self.ruler.quantile(*start), self.edge)
-        span = max(self.ruler.quantile("default", 99) - low, 1e-9)
-        cells = [self._line] * self.width
-        for mark, at in (
-            (self._end, self.edge), (self._middle, self.ruler.quantile("default", 50)), (self._point, value),
-        ):  # fmt: skip
-            place = round((at - low) / span * (self.width - 1))
-            cells[min(max(place, 0), self.width - 1)] = mark
-        return "".join(cells)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -30,13 +30,25 @@ def debuggable(command: F) -> F:
     )(command)
 
 
+@contextlib.contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """What is printed in the block ends where the reader of a pipe (head, less) has seen enough; that is no failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(app: click.Group, args: Sequence[str] | None = None, *, name: str) -> int:
     """Run `app` and give the exit code: 0, 2 usage, 1 a failure with its reason in one line, 130 interrupted."""
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments  # also when the arguments themselves are at fault
     warnings.showwarning = _one_line_warning
+    code: Any = DONE
     try:
-        code = app.main(arguments, prog_name=name, standalone_mode=False)
+        with reader_may_leave():
+            code = app.main(arguments, prog_name=name, standalone_mode=False)
     except click.ClickException as error:
         if debug:
             raise
@@ -47,10 +59,6 @@ def run(app: click.Group, args: Sequence[str] | None = None, *, name: str) -> in
         said = str(stop.__cause__ if isinstance(stop, click.Abort) and stop.__cause__ else stop)
         click.echo(said or "stopped", err=True)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe (head, less) has seen enough
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
     except Exception as error:
         if debug:
             raise

@@ -189,4 +189,4 @@ class _Log:
         return self._words[i]
 
     def _encoded(self, texts: Any) -> Any:
-        return self.chat.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return self.chat.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

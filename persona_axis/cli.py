@@ -13,8 +13,9 @@ import click
 
 from persona_axis import __version__
 from persona_axis._cli_calibrate import calibrate
-from persona_axis._cli_drift import chat, drift
-from persona_axis._options import bound, layers, load_model, model_options, sampling_options, scores, slug
+from persona_axis._cli_chat import chat
+from persona_axis._cli_drift import drift
+from persona_axis._options import allow_option, bound, layers, load_model, model_options, sampling_options, scores, slug
 from persona_axis._terminal import debuggable, run
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -34,7 +35,7 @@ def app() -> None:
 @click.option("--prompts", type=click.IntRange(1), metavar="N", help="System prompts of each role.")
 @click.option("--questions", type=click.IntRange(2), metavar="N", help="Questions asked with each prompt.")
 @click.option("--default-samples", type=click.IntRange(1), metavar="N", help="Replies of the default to each question.")
-@sampling_options
+@sampling_options("48 for Troupe, else 128; 512 with --full")
 @click.option("--judge", type=click.Choice(["all", "troupe"]), help="Who accepts replies: everybody, Troupe's parser.")
 @click.option("--accept", metavar="LIST", callback=scores, help="Scores that count for a role vector.  [default: 3]")
 @click.option("--min-accepted", type=click.IntRange(1), metavar="N", help="Replies a role needs.  [default: 10]")
@@ -138,9 +139,8 @@ def cap(axis: Path, layers: tuple[int, ...] | None, floor: Any, ceiling: Any, ou
 @click.option("--system", default="", help="System prompt, such as a character to play.")
 @click.option("--cap", "caps", multiple=True, type=click.Path(path_type=Path), help="Cap file; may be repeated.")
 @click.option("--axis", type=click.Path(path_type=Path), help="Axis file to read projections on.  [default: the caps']")
-@sampling_options
-@click.option("--allow", multiple=True, type=click.Choice(["weights", "chat_template", "architecture", "num_layers"]),
-              help="A deliberate difference from the model that a file was made for.")  # fmt: skip
+@sampling_options("128")
+@allow_option
 @debuggable
 def generate(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
              prompts: tuple[str, ...], system: str, caps: tuple[Path, ...], axis: Path | None,
@@ -149,8 +149,8 @@ def generate(model: str, revision: str | None, dtype: str, device_map: str | Non
 
     Under each reply stands its projection on the axis: the mean over its tokens, larger = more Assistant.
     """
-    from persona_axis._converse import converse, rulers
     from persona_axis._tables import Output, show_conversation
+    from persona_axis._talk import Said, Talk, directions_of
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
     from persona_axis.sampling import Sampling
@@ -161,15 +161,15 @@ def generate(model: str, revision: str | None, dtype: str, device_map: str | Non
     chat = load_model(model, revision, dtype, device_map, stack)
     if ruler:
         ruler.require(chat.model, chat.template.source, allow, stack)
-    directions = rulers(ruler, held)
+    directions = directions_of(ruler, held)
 
-    def talk(*under: Cap) -> Any:
-        return converse(chat, prompts, sampling=how, system=system, caps=under, directions=directions, seed=seed,
-                        allow=allow)  # fmt: skip
+    def replies(*under: Cap) -> list[Said]:
+        talk = Talk(chat, how, system=system, caps=under, directions=directions, seed=seed, allow=allow)
+        return [talk.say(prompt) for prompt in prompts]
 
-    capped = talk(*held) if held else []  # first, because a cap also checks that it fits
-    runs = [("without the cap", talk()), ("with the cap", capped)]
-    show_conversation(Output(), runs[: 1 + bool(held)])
+    capped = replies(*held) if held else []  # first, because a cap also checks that it fits
+    runs = [("without the cap", replies()), ("with the cap", capped)]
+    show_conversation(Output(), prompts, runs[: 1 + bool(held)])
 
 
 for command in (drift, calibrate, chat):

@@ -1,7 +1,8 @@
-"""The commands `drift` and `chat`: what they write, say and end with."""
+"""The command `drift`: what it writes, says and ends with."""
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,19 +18,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from test_drift import axis_for
+from transformers import tokenization_utils_base
 
-from persona_axis import Axis, Cap
-from persona_axis._cli_drift import chat, drift
+from persona_axis import Axis, _follow, _transcripts
+from persona_axis._cli_drift import drift
 from persona_axis._terminal import run
 from persona_axis.chat import ChatModel
 from persona_axis.conversations import DOMAINS, load_scripts, read_conversations
-from persona_axis.drift import alerts, trajectories
+from persona_axis.drift import TableWriter, alerts, trajectories
 from persona_axis.sampling import Sampling
 from persona_axis.simulate import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = "what is rain ?|why ?|how should i sleep ?|bread ?|no|yes yes|what about money ?|be new".split("|")
-app = click.Group("persona-axis", commands=[drift, chat])
+app = click.Group("persona-axis", commands=[drift])
 
 
 class Ended(NamedTuple):
@@ -43,13 +45,11 @@ Command = Callable[..., Ended]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Run the command in this process, in an empty directory, with text on its standard input."""
+    """Run the command in this process, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
 
-    def _command(*args: object, said: str | bytes = b"") -> Ended:
-        raw = said.encode() if isinstance(said, str) else said
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    def _command(*args: object) -> Ended:
         code = run(app, [str(arg) for arg in args], name="persona-axis")
         return Ended(code, *capsys.readouterr())
 
@@ -215,6 +215,41 @@ def test_transcripts_can_be_read_again(command: Command, axis_file: Path, probes
     same(read[alike], played[alike])
 
 
+def played_in_vain(*_given: Any, **_named: Any) -> Any:
+    raise AssertionError("hours of playing whose result has no place to go")
+
+
+@pytest.mark.parametrize("option", ["--transcripts", "--out"])
+@pytest.mark.parametrize("name", ["folder.csv", "no/t.csv", "x" * 300 + ".csv"])
+def test_a_file_that_cannot_be_written_is_found_before_playing(
+    command: Command, axis_file: Path, probes: Path, monkeypatch: pytest.MonkeyPatch, option: str, name: str
+) -> None:
+    monkeypatch.setattr(_follow, "simulate", played_in_vain)
+    Path("folder.csv").mkdir()
+    ended = command("drift", axis_file, "--probes", probes, option, name)
+    assert ended.code == 1 and ended.err.startswith(f"error: {name}: could not be written: "), ended.err
+    assert not ended.out and [entry.name for entry in Path().iterdir()] == ["folder.csv"]
+
+
+def test_transcripts_and_table_do_not_take_each_other_down(
+    command: Command, axis_file: Path, probes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_full(*_given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    playing = ["drift", axis_file, "--probes", probes, "--turns-per-script", 1, "--max-new-tokens", 3]
+    with monkeypatch.context() as patch:
+        patch.setattr(_transcripts, "replace_file", disk_full)
+        ended = command(*playing, "--out", "a.csv", "--transcripts", "a.jsonl")
+    assert ended.code == 1 and ended.err == "error: a.jsonl: could not be written: No space left on device\n"
+    assert len(pd.read_csv("a.csv")) == 8 and not Path("a.jsonl").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(TableWriter, "_finish", disk_full)
+        ended = command(*playing, "--out", "b.csv", "--transcripts", "b.jsonl")
+    assert ended.code == 1 and ended.err == "error: b.csv: could not be written: No space left on device\n"
+    assert len(list(read_conversations("b.jsonl"))) == 4 and not Path("b.csv").exists()
+
+
 def test_under_a_cap_both_projections_are_there(
     command: Command, axis_file: Path, probes: Path, cap_file: Path, log: Path
 ) -> None:
@@ -328,6 +363,39 @@ def test_long_conversations_are_refused_or_read_in_windows(
     assert "n=20" in ended.out and "1 conversation, 60 turns" in flat(ended.out)
 
 
+def test_a_message_too_long_for_any_window_costs_its_own_conversation_only(
+    command: Command, talker: ChatModel, axis: Axis, axis_file: Path, write_log: Callable[..., Path]
+) -> None:
+    turns = ["what is rain ?", "old rain ."] * 60  # more than one window
+    late = talk(*turns, "rain " * 300, "no", id="late")
+    path = write_log(LOG[0], talk(*turns, id="long"), late, LOG[1])
+    asked = ["drift", axis_file, "--conversations", path, "--overflow", "window", "--out", "t.csv"]
+    ended = command(*asked, "--skip-bad")
+    assert ended.code == 0, ended.err
+    lines = ended.err.splitlines()
+    assert lines[0].startswith("passed over: conversation 'late', turn 61: ") and len(lines) == 2
+    assert lines[1] == "passed over 1 conversation that cannot be measured"
+    good = (one for one in read_conversations(path) if one.id != "late")
+    same(pd.read_csv("t.csv"), pd.concat(trajectories(talker, axis, good, overflow="window")))
+    ended = command(*asked)
+    assert ended.code == 1 and "conversation 'late', turn 61" in ended.err
+
+
+def test_transformers_does_not_speak_of_long_sequences(
+    command: Command, axis_file: Path, model: Path, write_log: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda text, *_more: said.append(text))
+    chat_factory.llama().save_pretrained("short")
+    tokens = chat_factory.tokenizer()
+    tokens.model_max_length = 20
+    tokens.save_pretrained("short")
+    path = write_log(talk(*["what is rain ?", "old rain ."] * 60))
+    read = ["drift", axis_file, "--model", "./short", "--conversations", path]
+    assert command(*read, "--overflow", "window").code == 0 and command(*read, "--skip-bad").code == 1
+    assert not [text for text in said if "sequence length" in text]
+
+
 def test_replies_without_tokens_are_counted_and_not_drawn(
     command: Command, axis_file: Path, write_log: Callable[..., Path]
 ) -> None:
@@ -398,6 +466,85 @@ def test_alerts_in_suites(command: Command, axis_file: Path, probes: Path) -> No
     assert command("drift", axis_file, "--probes", probes, "--alert", "100:9").code == 0
 
 
+@pytest.mark.parametrize("bound", ["floor", "ceiling"])
+def test_an_alert_where_a_cap_acts_is_refused(command: Command, axis: Axis, axis_file: Path, log: Path,
+                                              bound: str) -> None:  # fmt: skip
+    axis.cap(layers=2, **{bound: 3.0}).save("cap.safetensors")
+    asked = ["drift", axis_file, "--conversations", log, "--cap", "cap.safetensors", "--alert", 100]
+    why = {"floor": "no turn can lie low there by construction", "ceiling": "how low turns lie there is the cap's"}
+    for layer in ([], ["--layer", 2]):
+        ended = command(*asked, *layer)
+        assert ended.code == 2 and not ended.out, ended
+        assert f"layer 2 is capped, so {why[bound]}" in ended.err and "choose a --layer that is not" in ended.err
+    assert command(*asked, "--layer", 0).code == 3
+    assert command(*asked[:-2]).code == 0  # without an alert it can be looked at
+
+
+def test_a_figure_that_cannot_be_saved_is_a_note(command: Command, axis_file: Path, log: Path) -> None:
+    Path("drift.png").mkdir()
+    read = ["drift", axis_file, "--conversations", log]
+    for more, code in (([], 0), (["--alert", 100], 3)):
+        ended = command(*read, *more)
+        assert ended.code == code, ended.err
+        assert ended.err == "note: drift.png: the figure could not be saved: Is a directory\n"
+        assert "3 conversations, 6 turns" in flat(ended.out) and "saved" not in ended.out
+    ended = command(*read, "--figure", "no/f.png", "--out", "t.csv", "--alert", 100)
+    assert ended.code == 3 and ended.err.startswith("note: no/f.png: the figure could not be saved: ")
+    assert ended.out.endswith("saved t.csv\n") and not Path("t.png").exists()
+    assert sorted(entry.name for entry in Path().iterdir()) == ["drift.png", "log.jsonl", "t.csv"]
+
+
+def test_the_figure_goes_where_it_is_asked_for(command: Command, axis_file: Path, log: Path) -> None:
+    read = ["drift", axis_file, "--conversations", log, "--out", "t.csv"]
+    for name, start in (("f.png", b"\x89PNG"), ("f.SVG", b"<?xml"), ("f.pdf", b"%PDF")):
+        ended = command(*read, "--figure", name)
+        assert ended.code == 0 and f"saved {name}" in ended.out and Path(name).read_bytes().startswith(start)
+    ended = command(*read, "--no-figure")
+    assert ended.code == 0 and ended.out.endswith("saved t.csv\n") and not Path("t.png").exists()
+    assert command(*read[:-2], "--no-figure").code == 0 and not Path("drift.png").exists()
+
+
+class Left(io.StringIO):
+    """A pipe whose reader has gone, once it has seen `enough`."""
+
+    def __init__(self, enough: str) -> None:
+        super().__init__()
+        self.enough = enough
+
+    def write(self, text: str) -> int:
+        if self.enough in text:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        return super().write(text)
+
+
+@pytest.mark.parametrize("stream, enough", [("stdout", ""), ("stdout", "alert: "), ("stdout", "saved"), ("stderr", "")])
+def test_a_reader_who_leaves_changes_no_exit_code(
+    command: Command, axis_file: Path, log: Path, cap_file: Path, monkeypatch: pytest.MonkeyPatch, stream: str,
+    enough: str,
+) -> None:  # fmt: skip
+    under = ["--cap", cap_file, "--layer", 0]
+    read = ["drift", axis_file, "--conversations", log, "--out", "t.csv", *under]
+    if stream == "stderr":  # something must be said there
+        Path("drift.png").mkdir()
+        read += ["--figure", "drift.png"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, stream, Left(enough))
+        assert command(*read).code == 0 and command(*read, "--alert", 100).code == 3
+    assert Path("t.csv").exists() and Path("t.png").exists() == (stream == "stdout")
+
+
+def test_an_alert_that_nobody_reads_ends_with_3(axis_file: Path, log: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    asked = ["drift", str(axis_file), "--conversations", str(log), "--alert", "100", "--out", str(log.parent / "t.csv")]
+    done = subprocess.run(
+        [sys.executable, "-m", "persona_axis.cli", *asked], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    os.close(writing)
+    assert done.returncode == 3 and done.stderr == ""
+    assert is_png(log.parent / "t.png")
+
+
 # --- drift: what cannot be
 
 
@@ -448,6 +595,8 @@ DRIFT_USAGE = {
     "seed of a log": ["x", "--conversations", "f", "--seed", "0"],
     "skip bad scripts": ["x", "--skip-bad"],
     "turns of scripts": ["x", "--turns", "all"],
+    "figure and none": ["x", "--figure", "f.png", "--no-figure"],
+    "figure of another kind": ["x", "--figure", "f.csv"],
 }
 
 
@@ -470,7 +619,6 @@ def test_another_models_axis_is_refused(command: Command, axis_file: Path, log: 
     for source in (["--conversations", log], ["--turns-per-script", 1]):
         ended = command("drift", axis_file, "--model", "./other", *source)
         assert ended.code == 1 and "made for another model" in ended.err and not ended.out
-    assert command("chat", "./other", "--axis", axis_file, said="hello").code == 1
 
 
 def test_the_model_is_the_one_of_the_axis_file(command: Command, axis: Axis, model: Path, log: Path) -> None:
@@ -498,137 +646,16 @@ def test_deliberate_differences_are_allowed(command: Command, axis_file: Path, l
         assert command(*asked).code == 1 and command(*asked, "--allow", "weights").code == 0
 
 
-# --- chat
-
-
-def test_chat_from_a_pipe(command: Command, model: Path, axis_file: Path) -> None:
-    ended = command("chat", model, "--axis", axis_file, "--max-new-tokens", 6, said="hello\n\n  why ? \nno")
-    assert ended.code == 0, ended.err
-    lines = ended.out.splitlines()
-    assert [line for line in lines if line.startswith("you: ")] == ["you: hello", "you: why ?", "you: no"]
-    assert sum(line.startswith("tiny: ") for line in lines) == 3
-    assert sum("of the default" in line and "●" in line for line in lines) == 3
-    assert "● the reply at layer 2" in ended.err and "warning" not in ended.err
-
-
-def test_chat_says_the_same_with_the_same_seed(command: Command, model: Path) -> None:
-    first, again, other = (command("chat", model, "--seed", seed, said="hello\nwhy ?") for seed in (1, 1, 2))
-    assert first == again and first.out != other.out
-    assert "no meter: name an axis file with --axis" in first.err
-
-
-def test_chat_ends_with_quit_and_begins_anew(command: Command, model: Path) -> None:
-    ended = command("chat", model, said="hello\n/new\nhello\n/quit\nhello")
-    replies = [line for line in ended.out.splitlines() if line.startswith("tiny: ")]
-    assert ended.code == 0 and len(replies) == 2 and replies[0] == replies[1] and "a new conversation" in ended.err
-    assert command("chat", model, said="").code == 0
-
-
-def test_chat_warns_below_the_band_and_only_there(command: Command, model: Path, axis_file: Path) -> None:
-    for band, warned in ((0, False), (100, True)):
-        ended = command("chat", model, "--axis", axis_file, "--layer", 0, "--band", band, said="hello")
-        value = float(next(line for line in ended.out.splitlines() if "●" in line).split()[1].rstrip(","))
-        edge = float(Axis.load(axis_file).quantile("default", band)[0])
-        assert ("warning: below the safe band" in ended.out) == (value < edge)
-        assert warned == (value < edge)
-
-
-def test_chat_under_caps(command: Command, model: Path, axis: Axis, axis_file: Path) -> None:
-    axis.cap(layers=2, floor=30.0).save("high.safetensors")
-    axis.cap(layers=0, floor=2.0).save("low.safetensors")
-    both = ["--cap", "low.safetensors", "--cap", "high.safetensors"]
-    ended = command("chat", model, "--axis", axis_file, *both, said="hello")
-    assert ended.code == 0 and "30.00, p100 of the default" in ended.out and "before the cap)" in ended.out
-    alone = command("chat", model, *both, said="hello")
-    assert alone.code == 0 and "layer 2: 30.00 (" in alone.out and "warning" not in alone.out
-
-
-def test_chat_goes_on_when_the_context_is_full(command: Command, model: Path) -> None:
-    ended = command("chat", model, said="hello\n" + "why ? " * 150 + "\n/new\nhello")
-    assert ended.code == 0 and ended.out.count("tiny: ") == 2
-    assert "there is no room for a reply, begin a new conversation by /new" in ended.err
-
-
-def test_chat_takes_bytes_that_are_no_text(command: Command, model: Path) -> None:
-    ended = command("chat", model, said=b"caf\xe9\r\n")
-    assert ended.code == 0 and "you: caf\ufffd\n" in ended.out
-
-
-def test_replies_do_not_steer_the_terminal(command: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChatModel, "decode", lambda self, ids: ["a\x1b[2Jb [red]c[/red]" for _ in ids])
-    assert "tiny: a\ufffd[2Jb [red]c[/red]" in command("chat", model, said="hello").out
-
-
-class Keyboard(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_chat_at_a_terminal(
-    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    typed = iter(["hello", " ", "why ?"])
-
-    def type_in(prompt: str) -> str:
-        assert prompt == "you: "
-        try:
-            return next(typed)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("sys.stdin", Keyboard())
-    monkeypatch.setattr("builtins.input", type_in)
-    assert run(app, ["chat", str(model)], name="persona-axis") == 0
-    said = capsys.readouterr().out
-    assert said.count("tiny: ") == 2 and "you: " not in said  # what was typed stands there already
-
-
-def test_ctrl_c_ends_a_chat(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(_prompt: str) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("sys.stdin", Keyboard())
-    monkeypatch.setattr("builtins.input", interrupted)
-    assert run(app, ["chat", str(model)], name="persona-axis") == 130
-    assert capsys.readouterr().err.endswith("stopped\n")
-
-
-CHAT_FAILURES: dict[str, tuple[list[object], str]] = {
-    "no model": (["./nowhere"], "no such model directory"),
-    "no axis": (["--axis", "nowhere"], "nowhere: cannot be read"),
-    "no cap": (["--cap", "nowhere"], "nowhere: cannot be read"),
-}
-
-
-@pytest.mark.parametrize("case", CHAT_FAILURES)
-def test_chat_failures(command: Command, case: str) -> None:
-    arguments, reason = CHAT_FAILURES[case]
-    ended = command("chat", *arguments, said="hello")
-    assert ended.code == 1 and reason in ended.err and ended.err.count("\n") == 1 and not ended.out
-
-
-def test_chat_layers_that_do_not_exist(command: Command, model: Path, axis_file: Path, cap_file: Path) -> None:
-    ended = command("chat", model, "--axis", axis_file, "--layer", 1, said="hello")
-    assert ended.code == 1 and "layer 1 is not in this axis" in ended.err
-    ended = command("chat", model, "--cap", cap_file, "--layer", 1, said="hello")
-    assert ended.code == 1 and "layer 1 is not in the cap" in ended.err
-    assert Cap.load(cap_file).layers == (2,)
-
-
-# --- both
-
-
 def test_help_imports_next_to_nothing() -> None:
     code = (
-        "import sys\nfrom persona_axis._cli_drift import chat, drift\n"
-        "for command in (chat, drift):\n    command.main(['--help'], standalone_mode=False)\n"
+        "import sys\nfrom persona_axis._cli_drift import drift\ndrift.main(['--help'], standalone_mode=False)\n"
         "print('MODULES', *{name.split('.')[0] for name in sys.modules})"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "100"}
     )
     heavy = {"torch", "transformers", "numpy", "pandas", "rich", "matplotlib", "safetensors", "pyarrow"}
-    assert "--alert P[:N]" in done.stdout and "--band" in done.stdout, done.stderr
+    assert "--alert P[:N]" in done.stdout, done.stderr
     assert not set(done.stdout.split("MODULES")[1].split()) & heavy
 
 

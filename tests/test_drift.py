@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_turns import MERGES, STRIPS
+from transformers import tokenization_utils_base
 
 from persona_axis import Axis, AxisFileError, AxisMismatchError, Cap, CapError
 from persona_axis import _windows as windows_module
@@ -43,7 +44,7 @@ HIDDEN = 32
 Log = list[dict[str, str]]
 
 
-def axis_for(chat: ChatModel, layers: Sequence[int] = LAYERS, tables: bool = True) -> Axis:
+def axis_for(chat: ChatModel, layers: Sequence[int] = LAYERS, tables: bool = True, roles: int = 3) -> Axis:
     """An axis of random directions that fits the model, with distributions of about the size of its projections."""
     random = np.random.default_rng(5)
     shape = (len(layers), chat.hidden_size)
@@ -52,9 +53,9 @@ def axis_for(chat: ChatModel, layers: Sequence[int] = LAYERS, tables: bool = Tru
         name: np.sort(random.normal(shift, 2.0, size=(len(layers), 101)), axis=1)
         for name, shift in (("default", 1.0), ("roles", -1.0))
     }
-    default, roles = random.normal(size=shape), random.normal(size=(3, *shape))
+    default, vectors = random.normal(size=shape), random.normal(size=(roles, *shape))
     return Axis.from_means(
-        default, roles, layers=layers, metadata={**stated, "role_names": ["a", "b", "c"]},
+        default, vectors, layers=layers, metadata={**stated, "role_names": list("abcdefgh"[:roles])},
         quantiles=quantiles if tables else None,
     )  # fmt: skip
 
@@ -388,6 +389,19 @@ class TestContext:
         chat = with_context(40)
         with pytest.raises(DriftError, match="conversation 1, turn 3: the assistant's message .* context of 40"):
             trajectory(chat, axis_for(chat), log("a", "b", "c", "d", "e", "a b c " * 20), overflow="window")
+
+
+    @pytest.mark.parametrize("template", [tiny.PLAIN, tiny.MARKED], ids=["plain", "marked"])
+    def test_transformers_does_not_warn_of_what_is_checked_here(
+        self, template: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said: list[str] = []
+        monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda text, *_more: said.append(text))
+        chat, axis = tiny.chat(template), axis_for(tiny.chat(template))
+        chat.tokenizer.model_max_length = 20
+        trajectory(chat, axis, log(*["a b c"] * 12))
+        trajectory(chat, axis, log(*["a b c"] * 99), overflow="window")
+        assert not said
 
 
 @pytest.mark.filterwarnings("ignore:the chat template has no system role")

@@ -16,10 +16,10 @@ from conftest import HIDDEN, LAYERS, VOCAB, build
 from test_residual import hooks
 
 from persona_axis import Axis, AxisMismatchError, Cap, CapError
-from persona_axis._converse import converse
 from persona_axis._memory import Memory
 from persona_axis._playuser import as_seen_by_user
 from persona_axis._speaking import _Reader, speak
+from persona_axis._talk import Talk
 from persona_axis.chat import ChatModel
 from persona_axis.conversations import Script, Turn, load_scripts
 from persona_axis.drift import COLUMNS, trajectories
@@ -417,8 +417,9 @@ class TestSeeds:
 
     def test_one_script_is_a_conversation(self, chat: ChatModel) -> None:
         played = simulate(chat, SCRIPTS[0], sampling=self.HOW, seed=7)
-        told = converse(chat, [turn.text for turn in SCRIPTS[0].turns], sampling=self.HOW, seed=7)
-        assert [m["content"] for m in messages(played)[0][1::2]] == [exchange.reply for exchange in told]
+        talk = Talk(chat, self.HOW, seed=7)
+        told = [talk.say(turn.text).text for turn in SCRIPTS[0].turns]
+        assert [m["content"] for m in messages(played)[0][1::2]] == told
 
 
 class TestSecondModel:
