@@ -30,10 +30,13 @@ def _windows(
 @click.option("--bound", type=click.FloatRange(0), default=1.0, show_default=True, metavar="POINTS",
               help="The most capability that the chosen cap may cost.")  # fmt: skip
 @click.option("--sure", is_flag=True, help="Hold the whole 95% interval of the loss to the bound, not the estimate.")
-@click.option("--items", type=click.IntRange(1), metavar="N", help="Paired items of capability.  [default: 2000]")
+@click.option("--items", type=click.IntRange(1), metavar="N",
+              help="Paired items of capability.  [default: 2000; 500 with --quick]")  # fmt: skip
 @click.option("--task", "tasks", multiple=True, metavar="NAME",
-              help="Test capability by this task of lm-evaluation-harness; may be repeated.")  # fmt: skip
-@click.option("--controls", type=click.IntRange(0), metavar="N", help="Draws of each kind of control.  [default: 10]")
+              help="Test capability by this task of lm-evaluation-harness; may be repeated. Replies are told apart by "
+              "Troupe's judge all the same.")  # fmt: skip
+@click.option("--controls", type=click.IntRange(0), metavar="N",
+              help="Draws of each kind of control.  [default: 10; 3 with --quick]")  # fmt: skip
 @click.option("--layer", type=click.IntRange(0), metavar="L", help="Layer to read drift at.  [default: recommended]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sampling.")
 @click.option("--out", type=click.Path(path_type=Path), help="Cap file to write.  [default: MODEL-cap.safetensors]")
@@ -53,9 +56,14 @@ def calibrate(axis: Path, model: str | None, revision: str | None, dtype: str, d
     distribution in AXIS (default, roles: means of replies; default_tokens, roles_tokens: single tokens) or of the
     single reply tokens of your own conversations. Tables, pictures and a report are written beside the cap. A run that
     was stopped goes on when the same command is given again; what another run has in common with it is reused.
+
+    From the command line only Troupe can be calibrated: whether a reply refuses or complies is read by its parser, with
+    --task too. Another model needs a judge of your own, in Python (persona_axis.calibrate).
     """
     if windows and (widths or starts):
         raise click.UsageError("give the windows by --layers, or by --widths and --starts")
+    if out is not None:
+        _spare(axis, out)
 
     from rich.console import Console
 
@@ -65,10 +73,13 @@ def calibrate(axis: Path, model: str | None, revision: str | None, dtype: str, d
 
     ruler = Axis.load(axis)
     chat = load_for(ruler, model, revision, dtype, device_map, stack)
+    path = out or Path(f"{slug(chat.name)}-cap.safetensors")
+    _spare(axis, path)
 
-    from persona_axis.calibrate import CalibrationError, Effort, windows_of
+    from persona_axis.calibrate import Effort, windows_of
     from persona_axis.calibrate import calibrate as run_calibration
     from persona_axis.calibration.settings import FLOORS, QUICK_FLOORS, QUICK_WIDTHS
+    from persona_axis.errors import CalibrationError
 
     if quick and widths is None and starts is None:
         widths = QUICK_WIDTHS if len(ruler.layers) <= 8 else None
@@ -80,10 +91,17 @@ def calibrate(axis: Path, model: str | None, revision: str | None, dtype: str, d
     effort: dict[str, Any] = {"effort": Effort.quick() if quick else Effort(), "items": items, "controls": controls}
     with CalibrationDisplay(Console(stderr=True)) as display:
         found = run_calibration(
-            chat, ruler, out=out or Path(f"{slug(chat.name)}-cap.safetensors"), run_dir=run_dir, bound=bound, sure=sure,
-            windows=windows or windows_of(ruler.layers, widths, starts), layer=layer, seed=seed, test=test,
+            chat, ruler, out=path, run_dir=run_dir, bound=bound, sure=sure, layer=layer, seed=seed, test=test,
+            windows=windows or windows_of(ruler.layers, widths, starts),
             floors=floors or (QUICK_FLOORS if quick else FLOORS), progress=display, **effort,
         )  # fmt: skip
     show_calibration(Output(), found)
     if found.cap is None:
-        raise CalibrationError(found.about["notes"][-1])
+        left = f"; {path} is from an earlier run and was left as it is" if path.exists() else ""
+        raise CalibrationError(found.about["notes"][-1] + left)
+
+
+def _spare(axis: Path, out: Path) -> None:
+    """The cap must not be written over the axis that it is made from."""
+    if out.resolve() == axis.resolve():
+        raise click.UsageError(f"the cap would be written over the axis file {axis}: name another --out")

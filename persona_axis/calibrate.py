@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from persona_axis.calibration.events import Event, Listener, Note, Planned, Saved, Stage, silent
 from persona_axis.calibration.measure import Bench
 from persona_axis.calibration.report import Calibration, write
-from persona_axis.calibration.settings import FLOORS, CalibrationError, Effort, Setting, settings, windows_of
+from persona_axis.calibration.settings import FLOORS, Effort, Setting, settings, windows_of
 from persona_axis.calibration.sweep import Sweep
 from persona_axis.calibration.tables import conversation_table
 from persona_axis.calibration.units import Units
 from persona_axis.capability import CapabilityTest, tasks_for
 from persona_axis.conversations import Jailbreak, Script, load_jailbreaks, load_scripts
+from persona_axis.errors import CalibrationError
 from persona_axis.outcomes import OutcomeJudge, judge_for
 from persona_axis.sampling import Sampling
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from persona_axis.chat import ChatModel
 
 __all__ = [
-    "FLOORS", "Calibration", "CalibrationError", "Effort", "Event", "Interrupted", "Listener", "Note", "Planned",
+    "FLOORS", "Calibration", "Effort", "Event", "Interrupted", "Listener", "Note", "Planned",
     "Saved", "Setting", "Stage", "calibrate", "run_directory", "windows_of",
 ]  # fmt: skip
 
@@ -88,6 +89,8 @@ def calibrate(
     out = Path(out)
     if not out.parent.is_dir():
         raise CalibrationError(f"cannot write {out}: there is no directory {out.parent}")
+    if out.is_dir():
+        raise CalibrationError(f"cannot write {out}: it is a directory")
     if not bound >= 0:
         raise CalibrationError(f"bound must be a number of points from 0 on, got {bound!r}")
     axis.require(chat.model, chat.template.source, (), chat.layers)

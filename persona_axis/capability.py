@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from persona_axis._asking import ask
-from persona_axis._statistics import Estimate, paired_difference, paired_shares
+from persona_axis._shares import average
+from persona_axis._statistics import Estimate, paired_shares
 from persona_axis.errors import JudgeError, PersonaAxisError
 from persona_axis.organism.exam import Item, paper
 from persona_axis.organism.parser import read
@@ -92,7 +93,7 @@ def capability(before: Scores, after: Scores) -> Capability:
 
 def _points(old: np.ndarray[Any, Any], new: np.ndarray[Any, Any]) -> Estimate:
     right_or_wrong = set(np.unique([old, new])) <= {0.0, 1.0}
-    found = paired_shares(old.tolist(), new.tolist()) if right_or_wrong else paired_difference(old, new)
+    found = paired_shares(old.tolist(), new.tolist()) if right_or_wrong else average(new - old, range(len(old)))
     return Estimate(*(100 * value for value in found))
 
 

@@ -67,7 +67,8 @@ class LmEvalTasks:
     """Tasks of the harness, loaded once and run under as many levers as one likes.
 
     It is a `persona_axis.capability.CapabilityTest`: calibration can use it for models other than Troupe. Its list
-    of items takes one item of each task in turn, each task's own shuffled by `seed`.
+    of items takes one item of each task in turn, each task's own shuffled by `seed`; of that order every second item
+    of a task is the held-out half's.
     """
 
     def __init__(
@@ -103,19 +104,19 @@ class LmEvalTasks:
         self._order = lru_cache(_order)
 
     def facts(self, split: str, at: range, seed: int) -> dict[str, Any]:
-        """What scores depend on beside model and lever. There are no halves: `split` is ignored."""
+        """What scores depend on beside model and lever."""
         import lm_eval
 
         how = {"chat_template": self.chat_template, "system": self.system, "batch": self.batch, "metric": self.metric}
-        digest = tasks_digest(self._tasks, self._places(at, seed))
+        digest = tasks_digest(self._tasks, self._places(at, seed, split))
         return {"test": self.name, "lm_eval": lm_eval.__version__, "tasks_sha256": digest, **how}
 
     def scores(self, chat: ChatModel, lever: Levers, split: str, at: range, seed: int) -> Scores:
         """The main score of those items under the lever, turned so that more is better; parts are task and metric."""
-        frame = self.run(chat, lever, at, seed).frame
+        frame = self.run(chat, lever, at, seed, split).frame
         main = frame.merge(_main(frame, self.metric)).set_index(["task", "item"])
         good, metric = _good(main, "score").to_dict(), main["metric"].to_dict()
-        order = self._order(tuple(self.sizes.items()), seed)
+        order = self._order(tuple(self.sizes.items()), seed, split)
         keys = [order[k] for k in at]
         return Scores(tuple(good[key] for key in keys), tuple(f"{key[0]} {metric[key]}" for key in keys))
 
@@ -128,14 +129,19 @@ class LmEvalTasks:
         at = range(sum(self.sizes.values()) if items is None else items)
         return compared(self.run(chat, None, at, seed), self.run(chat, lever, at, seed), self.metric)
 
-    def run(self, chat: ChatModel, lever: Levers, at: range, seed: int = SEED) -> LmEvalRun:
-        """Ask the items `at` under the lever. The random state of Python, NumPy and torch is left as it was."""
+    def run(
+        self, chat: ChatModel, lever: Levers, at: range, seed: int = SEED, split: str | None = None
+    ) -> LmEvalRun:
+        """Ask the items `at`, of all or of a half ("train", "held_out"), under the lever.
+
+        The random state of Python, NumPy and torch is left as it was.
+        """
         from lm_eval.evaluator import evaluate
 
         from persona_axis._lm_eval_model import HeldModel
         from persona_axis.sampling import seeded
 
-        places = self._places(at, seed)
+        places = self._places(at, seed, split)
         tasks = {name: self._tasks[name] for name in places}
         # No list means all: for each item that a task has, the harness searches the list from its beginning.
         lists = {name: items for name, items in places.items() if len(items) < self.sizes[name]}
@@ -161,12 +167,14 @@ class LmEvalTasks:
                 raise CapabilityError(f"{self.name} stopped: {first_line(error)}") from error
         return LmEvalRun(run_table(results, tasks), (*self._notes, *warned.values()))
 
-    def _places(self, at: range, seed: int) -> dict[str, list[int]]:
+    def _places(self, at: range, seed: int, split: str | None) -> dict[str, list[int]]:
         """The items `at` by task, in rising order."""
-        order = self._order(tuple(self.sizes.items()), seed)
+        order = self._order(tuple(self.sizes.items()), seed, split)
         if not at or min(at) < 0 or max(at) >= len(order):
+            which = " in each half" if split else ""
             raise CapabilityError(
-                f"{self.name} has {len(order)} items and was asked for {at}: name more tasks, or ask for fewer items"
+                f"{self.name} has {len(order)} items{which} and was asked for {at}: name more tasks, or ask for fewer "
+                "items"
             )
         found: dict[str, list[int]] = {}
         for name, item in (order[k] for k in at):
@@ -231,8 +239,10 @@ def _good(frame: pd.DataFrame, column: str) -> pd.Series[float]:
     return frame[column].where(frame["higher_is_better"], 1 - frame[column])
 
 
-def _order(sizes: tuple[tuple[str, int], ...], seed: int) -> list[tuple[str, int]]:
-    """All items as (task, index in its data): each task's shuffled, the tasks in turn."""
+def _order(sizes: tuple[tuple[str, int], ...], seed: int, split: str | None) -> list[tuple[str, int]]:
+    """All items, or a half's, as (task, index in its data): each task's shuffled, the tasks in turn."""
     shuffled = {name: random.Random(f"lm-eval-{seed}-{name}").sample(range(size), size) for name, size in sizes}
+    if split is not None:
+        shuffled = {name: items[split == "held_out" :: 2] for name, items in shuffled.items()}
     longest = max(len(items) for items in shuffled.values())
     return [(name, items[k]) for k in range(longest) for name, items in shuffled.items() if k < len(items)]

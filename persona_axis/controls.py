@@ -19,7 +19,7 @@ from torch import Tensor
 
 from persona_axis._arithmetic import projected
 from persona_axis._pushes import Push, Pushes, pushed, pushes_of
-from persona_axis.errors import CapError
+from persona_axis.errors import AxisFileError, CapError
 from persona_axis.residual import reading
 
 if TYPE_CHECKING:
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from persona_axis.chat import ChatModel
 
 __all__ = [
-    "KINDS", "SHARE_TOLERANCE", "SIZE_TOLERANCE", "Fit", "Push", "Pushes", "Touch", "fit", "matched", "projections",
-    "pushed", "pushes_of", "random_directions", "touches",
+    "KINDS", "MIXTURE", "SHARE_TOLERANCE", "SIZE_TOLERANCE", "Fit", "Push", "Pushes", "Touch", "fit", "matched",
+    "projections", "pushed", "pushes_of", "random_directions", "touches",
 ]  # fmt: skip
 
 KINDS = ("gaussian", "shuffled", "span")
+MIXTURE = "mixture"
+"""Not a control: the span's mixtures with their share of the axis left in. Shown beside controls for what it does."""
 SHARE_TOLERANCE = 0.01
 """How far a control's share of touched tokens may lie from the cap's; equal projections cannot be told apart."""
 SIZE_TOLERANCE = 0.01
@@ -106,7 +108,8 @@ def projections(
         lever = nullcontext() if under is None else under.on(chat.model, stack=chat.layers)
         # A reading entered first sees the stream before the edit at its layer, and after those of lower layers.
         with torch.inference_mode(), reading(chat.model, directions, keep, stack=chat.layers), lever:
-            chat.model(input_ids=rows.ids, attention_mask=rows.mask)
+            # The decoder without its head: logits of every token would need more memory than all the rest.
+            chat.model.base_model(input_ids=rows.ids, attention_mask=rows.mask, use_cache=False)
     return {layer: torch.cat(parts).float().numpy() for layer, parts in found.items()}
 
 
@@ -145,7 +148,8 @@ def matched(
 
 def random_directions(axis: Axis, layers: Sequence[int], kind: str, seed: int) -> Tensor:
     """Unit rows [layers, hidden], float32: "gaussian"; "shuffled", the axis with its coordinates permuted; "span", a
-    random mixture of the centred role vectors, so inside their span and wide where they are.
+    random mixture of the centred role vectors without its share of the axis: inside their span, wide where they are,
+    and at right angles to the axis; `MIXTURE`, the same with that share, which does part of the axis's own work.
 
     Raises `CapError` for another kind, `AxisFileError` where the axis holds no role vectors to span anything.
     """
@@ -157,10 +161,26 @@ def random_directions(axis: Axis, layers: Sequence[int], kind: str, seed: int) -
             v = torch.randn(axis.hidden_size, generator=generator, dtype=torch.float64)
         elif kind == "shuffled":
             v = axis.direction[row].double()[torch.randperm(axis.hidden_size, generator=generator)]
-        elif kind == "span":
+        elif kind in ("span", MIXTURE):
             roles = axis.roles[:, row].double()
-            v = torch.randn(len(roles), generator=generator, dtype=torch.float64) @ (roles - roles.mean(0))
+            centred = roles - roles.mean(0)
+            v = torch.randn(len(centred), generator=generator, dtype=torch.float64) @ centred
+            v = v if kind == MIXTURE else _beside(v, centred, axis.direction[row].double())
         else:
-            raise CapError(f"no kind of control {kind!r}: choose among {', '.join(KINDS)}")
+            raise CapError(f"no kind of control {kind!r}: choose among {', '.join((*KINDS, MIXTURE))}")
         made.append((v / v.norm()).float())
     return torch.stack(made)
+
+
+def _beside(v: Tensor, centred: Tensor, axis: Tensor) -> Tensor:
+    """The mixture `v` of the rows of `centred` [n, hidden], less what lies along the axis's image in their span."""
+    _, sizes, basis = torch.linalg.svd(centred, full_matrices=False)
+    basis = basis[sizes > sizes[0] * 1e-6]
+    image = basis.T @ (basis @ axis)
+    beside = v - image * (v @ image) / (image @ image) if image.norm() > 1e-6 else v
+    if beside.norm() < 1e-6 * v.norm() or not len(basis):
+        raise AxisFileError(
+            f"the {len(centred)} role vectors of this axis span nothing beside the axis itself, so there is no control "
+            "inside their span; extract with at least three roles"
+        )
+    return beside

@@ -2,9 +2,10 @@
 
 Everything here reads the tidy table (a row for each conversation, turn and layer) and works on the assistant's turns
 at one layer. Turns of a conversation are not independent: intervals are bootstraps over conversations, and no fold of
-a cross-validation shares a conversation with another. An empty reply (0 tokens) has no projection: it is passed over,
-and the turn after it has no change; any other projection that is not a number is refused. Projections are in units of
-the residual stream, larger = more Assistant.
+a cross-validation shares a conversation with another. Where conversations belong together (plays of one script),
+`clusters` says so by conversation and stands in their place. An empty reply (0 tokens) has no projection: it is passed
+over, and the turn after it has no change; any other projection that is not a number is refused. Projections are in
+units of the residual stream, larger = more Assistant.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pandas import DataFrame, Series
 
 from persona_axis._message_vectors import KEYS, message_vectors, sentence_vectors
 from persona_axis._ridge import predict_held_out
-from persona_axis._statistics import DRAWS, FEWEST, Estimate, correlation, mean, r_squared
+from persona_axis._shares import average
+from persona_axis._statistics import DRAWS, FEWEST, Estimate, correlation, r_squared
 from persona_axis.errors import DriftError
 
 __all__ = [
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     Told: TypeAlias = Mapping[str, Any] | Series | ArrayLike
+    Clusters: TypeAlias = Mapping[str, Any] | Series
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ class Predictability:
     conversations: int
 
 
-def changes_by_kind(frame: DataFrame, layer: int, seed: int = 0, draws: int = DRAWS) -> DataFrame:
+def changes_by_kind(
+    frame: DataFrame, layer: int, seed: int = 0, draws: int = DRAWS, clusters: Clusters | None = None
+) -> DataFrame:
     """How the projection moves from one assistant turn to the next, by the kind of message in between.
 
     One row a kind, most stabilising first. `turns`, `conversations`: how many replies to that kind there are, in how
@@ -61,20 +66,26 @@ def changes_by_kind(frame: DataFrame, layer: int, seed: int = 0, draws: int = DR
     for kinds in fewer than 5 conversations. Raises `DriftError` for a table that lacks a column or the layer, for
     projections that are not finite, and where all kinds together occur in fewer than 5 conversations.
     """
-    turns = _turns(frame, layer, "kind")
+    turns = _turns(frame, layer, "kind", clusters=clusters)
     turns = turns[turns[["before", "projection", "kind"]].notna().all(axis=1)]
     _enough(turns, FEWEST, "changes by kind", "an assistant turn that follows another and whose message has a kind")
     rows = []
     for kind, group in turns.groupby("kind", sort=True):
-        change = _mean(group["projection"] - group["before"], group["conversation"], draws, seed)
-        level = _mean(group["projection"], group["conversation"], draws, seed)
+        change = _mean(group["projection"] - group["before"], group["cluster"], draws, seed)
+        level = _mean(group["projection"], group["cluster"], draws, seed)
         rows.append((kind, len(group), group["conversation"].nunique(), *change, *level))
     columns = ["kind", "turns", "conversations", "change", "low", "high", "level", "level_low", "level_high"]
     return DataFrame(rows, columns=columns).sort_values("change", ascending=False, kind="stable", ignore_index=True)
 
 
 def predictability(
-    vectors: DataFrame | ArrayLike, frame: DataFrame, layer: int, folds: int = 5, seed: int = 0, draws: int = DRAWS
+    vectors: DataFrame | ArrayLike,
+    frame: DataFrame,
+    layer: int,
+    folds: int = 5,
+    seed: int = 0,
+    draws: int = DRAWS,
+    clusters: Clusters | None = None,
 ) -> Predictability:
     """How far the message that a reply answers predicts the reply's projection, and how far its change.
 
@@ -88,7 +99,7 @@ def predictability(
     """
     if folds < 2:
         raise DriftError(f"{folds} folds cannot cross-validate: use at least 2")
-    turns = _turns(frame, layer)
+    turns = _turns(frame, layer, clusters=clusters)
     told, features = _aligned(vectors, turns)
     told &= turns[["before", "projection"]].notna().all(axis=1).to_numpy()
     turns, features = turns[told], features[told]
@@ -97,13 +108,15 @@ def predictability(
         raise DriftError(f"NaN or infinite values in the vector of {_where(turns, bad[0])}")
     level = turns["projection"].to_numpy()
     targets = np.stack([level, level - turns["before"].to_numpy()], axis=1)
-    groups, names = pd.factorize(turns["conversation"])
+    groups, _ = pd.factorize(turns["cluster"])
     predicted = predict_held_out(features, targets, groups, folds, seed).predicted
     both = [r_squared(targets[:, i], predicted[:, i], groups, draws=draws, seed=seed) for i in (0, 1)]
-    return Predictability(both[0], both[1], len(turns), len(names))
+    return Predictability(both[0], both[1], len(turns), turns["conversation"].nunique())
 
 
-def stability(frame: DataFrame, layer: int, seed: int = 0, draws: int = DRAWS) -> DataFrame:
+def stability(
+    frame: DataFrame, layer: int, seed: int = 0, draws: int = DRAWS, clusters: Clusters | None = None
+) -> DataFrame:
     """How far conversations of each domain move: the mean over the last third of the turns against the first turn.
 
     One row a domain (NA where the table has none), in the table's order: `domain`, `conversations`, `first`, `last`
@@ -111,7 +124,7 @@ def stability(frame: DataFrame, layer: int, seed: int = 0, draws: int = DRAWS) -
     the same. A conversation needs two turns. Intervals are nan for domains of fewer than 5 conversations. Raises
     `DriftError` as `changes_by_kind` does, and where no conversation has two turns.
     """
-    turns = _turns(frame, layer).dropna(subset="projection").sort_values("turn", kind="stable")
+    turns = _turns(frame, layer, clusters=clusters).dropna(subset="projection").sort_values("turn", kind="stable")
     of = turns.groupby("conversation", sort=False)["turn"]
     place, count = of.cumcount(), of.transform("size")
     late = turns[(place > 0) & (place >= count - np.maximum(1, count // 3))]
@@ -121,7 +134,7 @@ def stability(frame: DataFrame, layer: int, seed: int = 0, draws: int = DRAWS) -
         raise DriftError(f"stability at layer {layer}: no conversation has two assistant turns")
     rows = []
     for domain, group in ends.groupby("domain", sort=False, dropna=False):
-        moved = _mean(group["last"] - group["projection"], group["conversation"], draws, seed)
+        moved = _mean(group["last"] - group["projection"], group["cluster"], draws, seed)
         rows.append((domain, len(group), group["projection"].mean(), group["last"].mean(), *moved))
     return DataFrame(rows, columns=["domain", "conversations", "first", "last", "change", "low", "high"])
 
@@ -158,9 +171,9 @@ def first_turn_against_second(
     return correlation(np.asarray(first), happened, together, draws=draws, seed=seed)
 
 
-def _turns(frame: DataFrame, layer: int, *needed: str) -> DataFrame:
-    """The assistant's turns at `layer`, in the table's order: conversation, turn, domain, kind, projection, and
-    `before`, the projection of the turn before; nan for empty replies, and where there is none before."""
+def _turns(frame: DataFrame, layer: int, *needed: str, clusters: Clusters | None = None) -> DataFrame:
+    """The assistant's turns at `layer`, in the table's order: conversation, cluster, turn, domain, kind, projection,
+    and `before`, the projection of the turn before; nan for empty replies, and where there is none before."""
     if missing := [name for name in (*KEYS, "layer", "projection", *needed) if name not in frame.columns]:
         raise DriftError(f"the table has no column {', '.join(map(repr, missing))}; it has {', '.join(frame.columns)}")
     at = frame["layer"] == layer
@@ -182,7 +195,9 @@ def _turns(frame: DataFrame, layer: int, *needed: str) -> DataFrame:
         )
     known = turns.set_index(list(KEYS))["projection"]
     earlier = pd.MultiIndex.from_arrays([turns["conversation"], turns["turn"] - 1])
-    return turns.assign(before=known.reindex(earlier).to_numpy())
+    names = list(turns["conversation"])
+    together = names if clusters is None else _by_name(clusters, names, "clusters")
+    return turns.assign(before=known.reindex(earlier).to_numpy(), cluster=together)
 
 
 def _aligned(vectors: DataFrame | ArrayLike, turns: DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -202,16 +217,15 @@ def _aligned(vectors: DataFrame | ArrayLike, turns: DataFrame) -> tuple[NDArray[
 
 
 def _enough(turns: DataFrame, needed: int, what: str, having: str) -> None:
-    count = turns["conversation"].nunique()
+    count = turns["cluster"].nunique()
     if count < needed:
-        raise DriftError(f"{what}: {count} conversations have {having}, at least {needed} are needed")
+        named = "conversations" if turns["cluster"].equals(turns["conversation"]) else "clusters of conversations"
+        raise DriftError(f"{what}: {count} {named} have {having}, at least {needed} are needed")
 
 
-def _mean(values: Series, conversations: Series, draws: int, seed: int) -> Estimate:
-    """The mean with its interval by conversation, the ends nan where there are too few of them."""
-    if conversations.nunique() < FEWEST:
-        return Estimate(float(values.mean()), np.nan, np.nan)
-    return mean(values.to_numpy(), conversations.to_numpy(), draws=draws, seed=seed)
+def _mean(values: Series, clusters: Series, draws: int, seed: int) -> Estimate:
+    """The mean with its interval by cluster, the ends nan where there are too few of them."""
+    return average(values.to_numpy(), clusters.to_list(), draws=draws, seed=seed)
 
 
 def _where(turns: DataFrame, row: int) -> str:

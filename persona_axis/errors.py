@@ -53,3 +53,7 @@ class DriftError(PersonaAxisError):
 
 class CapabilityError(PersonaAxisError):
     """What a lever costs cannot be measured: the task, and what to do about it."""
+
+
+class CalibrationError(PersonaAxisError):
+    """A calibration cannot be set up, or found no setting that keeps its bound."""

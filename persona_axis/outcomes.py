@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from persona_axis.errors import JudgeError
+from persona_axis.organism import TROUPE_VERSION
 from persona_axis.organism.messages import Message, written
 from persona_axis.organism.parser import read
 from persona_axis.organism.voices import archetypes
@@ -65,7 +66,7 @@ def outcomes(judge: OutcomeJudge, asked: Sequence[Asked]) -> list[Outcome | None
 class TroupeOutcomes:
     """Troupe's parser. None for a reply without any word of its world, and for a role that is no archetype of it."""
 
-    name: str = "troupe"
+    name: str = f"Troupe's parser, world {TROUPE_VERSION}"
 
     def judge(self, asked: Sequence[Asked]) -> list[Outcome | None]:
         """Raises `JudgeError` for an `about` that is no message of the world: then the data are wrong, not a reply."""

@@ -27,7 +27,6 @@ from persona_axis._asking import ask
 from persona_axis._statistics import wilson
 from persona_axis.calibrate import (
     Calibration,
-    CalibrationError,
     Effort,
     Event,
     Interrupted,
@@ -46,7 +45,7 @@ from persona_axis.calibration.tables import token_percentiles
 from persona_axis.calibration.units import Units
 from persona_axis.capability import Scores
 from persona_axis.conversations import Jailbreak, Script, Turn, load_jailbreaks, load_scripts
-from persona_axis.errors import JudgeError
+from persona_axis.errors import CalibrationError, JudgeError
 from persona_axis.organism import troupe_path
 from persona_axis.outcomes import Asked, Outcome
 from persona_axis.sampling import Sampling
@@ -523,6 +522,18 @@ def test_nothing_within_the_bound_writes_no_cap(tmp_path: Path) -> None:
     assert run(out, test=Words(free=False), bound=100.0).chosen is not None
 
 
+def test_what_an_earlier_run_chose_does_not_stand_among_the_new_files(tmp_path: Path) -> None:
+    out = tmp_path / "cap.safetensors"
+    assert len(run(out).held_out)
+    earlier, stale = out.read_bytes(), [tmp_path / f"cap{name}" for name in (".held_out.csv", ".controls.png")]
+    assert all(path.is_file() for path in stale)
+    found = run(out, test=Words(free=False))
+    assert found.cap is None and not any(path.exists() for path in stale)
+    assert out.read_bytes() == earlier and {path.name for path in tmp_path.iterdir()} == {
+        "cap.safetensors", "cap.safetensors.run", *(path.name for path in found.files)
+    }  # fmt: skip
+
+
 def test_where_the_finalists_cost_too_much_others_get_their_turn(tmp_path: Path) -> None:
     class Late(Words):
         """The first cap that gets to the last items fails there."""
@@ -583,6 +594,10 @@ def test_bad_input(tmp_path: Path) -> None:
     out = tmp_path / "cap.safetensors"
     with pytest.raises(CalibrationError, match="there is no directory"):
         run(tmp_path / "nowhere" / "cap.safetensors")
+    judge = Judge()
+    with pytest.raises(CalibrationError, match="it is a directory"):
+        run(tmp_path, judge)
+    assert not judge.calls and not run_directory(tmp_path).exists()
     with pytest.raises(CalibrationError, match="bound must be"):
         run(out, bound=-1.0)
     with pytest.raises(CalibrationError, match="of the half 'held_out'"):
@@ -643,7 +658,8 @@ def test_the_command_on_troupe(
     assert all(words in done.stdout for words in ("held-out half", "gaussian", "no cap", "* "))
     cap = Cap.load("troupe-cap.safetensors")
     told = cap.provenance["calibration"]
-    assert told["judge"] == told["test"] == "troupe" and told["train"]["chosen"]["unjudged"] >= 0
+    assert told["judge"].startswith("Troupe's parser, world ") and told["test"] == "troupe"
+    assert told["train"]["chosen"]["unjudged"] >= 0
     again = CliRunner().invoke(cli.calibrate, arguments, catch_exceptions=False)
     assert again.stdout == done.stdout and Cap.load("troupe-cap.safetensors").provenance == cap.provenance
 
@@ -652,11 +668,40 @@ def test_the_command_ends_badly_without_a_cap(
     troupe_axis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "calibrate", lambda *_, **how: run(tmp_path / "x.safetensors", test=Words(free=False)))
-    with pytest.raises(CalibrationError, match="no setting lowers the harm"):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CalibrationError, match="no setting lowers the harm") as failed:
         CliRunner().invoke(cli.calibrate, [str(troupe_axis)], catch_exceptions=False)
+    assert "earlier run" not in str(failed.value)
+    for there in ("own.safetensors", "troupe-cap.safetensors"):
+        Path(there).write_bytes(b"a cap")
+        arguments = [str(troupe_axis), "--out", there][: 1 if there.startswith("troupe") else 3]
+        with pytest.raises(CalibrationError, match=f"; {there} is from an earlier run and was left as it is$"):
+            CliRunner().invoke(cli.calibrate, arguments, catch_exceptions=False)
+        assert Path(there).read_bytes() == b"a cap"
+
+
+def test_the_command_never_writes_over_the_axis(
+    troupe_axis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "calibrate", lambda *_, **how: pytest.fail("it began"))
+    mine = Path("troupe-cap.safetensors")  # where a cap goes unless told otherwise
+    mine.write_bytes(troupe_axis.read_bytes())
+    Path("link").symlink_to(mine)
+    for more in ([], ["--out", str(mine)], ["--out", str(tmp_path / "x" / ".." / mine)], ["--out", "link"]):
+        done = CliRunner().invoke(cli.calibrate, [str(mine), *more], catch_exceptions=False)
+        assert done.exit_code == 2 and "would be written over the axis file" in done.stderr
+    assert mine.read_bytes() == troupe_axis.read_bytes()
 
 
 def test_the_command_says_what_does_not_go_together(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.calibrate, [str(tmp_path / "axis"), "--layers", "3", "--widths", "2"])
     assert done.exit_code == 2 and "--layers" in done.stderr
-    assert CliRunner().invoke(cli.calibrate, ["--help"]).exit_code == 0
+    done = CliRunner().invoke(cli.calibrate, ["--help"])
+    said = " ".join(done.stdout.split())
+    assert done.exit_code == 0
+    quick, full = Effort.quick(), Effort()
+    assert f"Paired items of capability. [default: {full.items}; {quick.items} with --quick]" in said
+    assert f"Draws of each kind of control. [default: {full.controls}; {quick.controls} with --quick]" in said
+    assert "From the command line only Troupe can be calibrated" in said and "in Python" in said
+    assert "Troupe's judge" in said.split("--task NAME")[1].split("--controls")[0]

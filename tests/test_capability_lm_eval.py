@@ -327,7 +327,7 @@ def test_items_are_drawn_by_seed_and_task_by_task(chat: ChatModel, tasks: LmEval
 def test_it_is_a_capability_test(chat: ChatModel, tasks: LmEvalTasks) -> None:
     lever = pushes(chat, 3.0)
     pieces = tasks.scores(chat, lever, "train", range(9), 3).then(tasks.scores(chat, lever, "train", range(9, 20), 3))
-    frame = tasks.run(chat, lever, range(20), seed=3).frame
+    frame = tasks.run(chat, lever, range(20), seed=3, split="train").frame
     means = (frame["task"] + " " + frame["metric"]).pipe(frame["score"].groupby).mean()
     assert len(pieces.values) == 20
     assert pieces.parts[:2] == ("tiny_choice acc,none", "tiny_reply exact_match,none")
@@ -335,8 +335,16 @@ def test_it_is_a_capability_test(chat: ChatModel, tasks: LmEvalTasks) -> None:
         of_part = [v for v, p in zip(pieces.values, pieces.parts, strict=True) if p == part]
         assert np.mean(of_part) == pytest.approx(means[part])
     facts = tasks.facts("train", range(9), 3)
-    assert json.loads(json.dumps(facts)) == facts == tasks.facts("held_out", range(9), 3)
+    assert json.loads(json.dumps(facts)) == facts != tasks.facts("held_out", range(9), 3)
     assert facts != tasks.facts("train", range(9), 4) and facts != tasks.facts("train", range(8), 3)
+
+
+def test_the_halves_share_no_item_and_are_all_there_is(chat: ChatModel, tasks: LmEvalTasks) -> None:
+    halves = [tasks.run(chat, None, range(ITEMS), seed=3, split=split).frame for split in ("train", "held_out")]
+    items = [set(zip(half["task"], half["item"], strict=True)) for half in halves]
+    assert not items[0] & items[1] and len(items[0] | items[1]) == 2 * ITEMS
+    with pytest.raises(CapabilityError, match=f"has {ITEMS} items in each half and was asked for"):
+        tasks.run(chat, None, range(ITEMS + 1), seed=3, split="train")
 
 
 def test_facts_follow_the_data_and_the_settings(tmp_path: Path) -> None:
@@ -344,10 +352,11 @@ def test_facts_follow_the_data_and_the_settings(tmp_path: Path) -> None:
         path = choice_task(tmp_path / folder, golds)
         return {**LmEvalTasks(path, **how).facts("train", range(3), 0), "test": None}
 
-    one, other = facts("a", [0, 1, 2]), facts("a", [0, 1, 1])
-    assert one["tasks_sha256"] != other["tasks_sha256"] and one == facts("a", [0, 1, 2])
+    golds = [0, 1, 2, 0, 1, 2]  # three in each half
+    one, other = facts("a", golds), facts("a", [2, 0, 1, 2, 0, 1])
+    assert one["tasks_sha256"] != other["tasks_sha256"] and one == facts("a", golds)
     for how in ({"num_fewshot": 2}, {"chat_template": False}, {"system": "be a ghost ."}, {"metric": "acc"}):
-        assert facts("a", [0, 1, 2], **how) != one
+        assert facts("a", golds, **how) != one
 
 
 def test_the_metric_can_be_named(chat: ChatModel, both: Path) -> None:

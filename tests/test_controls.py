@@ -18,6 +18,7 @@ from persona_axis import AxisFileError, Cap, CapError
 from persona_axis.chat import ChatModel
 from persona_axis.controls import (
     KINDS,
+    MIXTURE,
     SHARE_TOLERANCE,
     SIZE_TOLERANCE,
     Push,
@@ -155,7 +156,7 @@ def test_matched_in_share_and_size(
 
 
 def test_directions(chat: ChatModel) -> None:
-    axis = axis_for(chat, LAYERS)
+    axis = axis_for(chat, LAYERS, roles=6)
     for kind in KINDS:
         one, same, other = (random_directions(axis, LAYERS, kind, seed) for seed in (0, 0, 1))
         assert one.shape == (2, chat.hidden_size) and one.dtype == torch.float32
@@ -167,8 +168,17 @@ def test_directions(chat: ChatModel) -> None:
         roles = (axis.roles[:, row] - axis.roles[:, row].mean(0)).double().numpy()
         inside = np.linalg.lstsq(roles.T, direction.double().numpy(), rcond=None)[0]
         np.testing.assert_allclose(roles.T @ inside, direction, atol=1e-6)
+        assert abs(float(direction @ axis.direction[row])) < 1e-6
+        whole = random_directions(axis, LAYERS, MIXTURE, 0)[row]
+        beside = whole - (whole @ direction) * direction
+        assert abs(float(whole @ axis.direction[row])) > 1e-3 and beside.norm() > 1e-3
     with pytest.raises(CapError, match="no kind of control 'sideways'"):
         random_directions(axis, LAYERS, "sideways", 0)
+
+
+def test_two_roles_span_nothing_beside_the_axis(chat: ChatModel) -> None:
+    with pytest.raises(AxisFileError, match="the 2 role vectors of this axis span nothing beside"):
+        random_directions(axis_for(chat, LAYERS, roles=2), LAYERS, "span", 0)
 
 
 def test_an_axis_without_roles_has_no_span() -> None:

@@ -257,6 +257,33 @@ def test_what_is_not_there_is_not_predicted():
         assert max(e.value for e in estimates) < 0.06 and np.mean([e.value for e in estimates]) < 0.005
 
 
+def test_plays_of_one_script_teach_nothing_about_each_other():
+    """Twice the same messages and nearly the same replies: by conversation the ridge has seen what it is tested on."""
+    vectors, frame = dialogues(signal=0.0, conversations=30, width=400)
+    again = frame.assign(conversation=frame["conversation"] + "/again")
+    both = pd.concat([frame, again], ignore_index=True)
+    twice = pd.concat([vectors, vectors.rename(index=lambda name: f"{name}/again", level="conversation")])
+    scripts = {name: name.removesuffix("/again") for name in both["conversation"]}
+    leaking = predictability(twice, both, LAYER)
+    found = predictability(twice, both, LAYER, clusters=scripts)
+    assert leaking.next.value > 0.2 and found.next.value < 0.05
+    assert found.conversations == 60 and found.turns == leaking.turns
+
+
+def test_intervals_are_those_of_the_clusters():
+    frame = walks()
+    plays = pd.concat([frame.assign(conversation=frame["conversation"] + f"/{k}") for k in range(3)])
+    scripts = {name: name.rpartition("/")[0] for name in plays["conversation"]}
+    for call in (changes_by_kind, stability):
+        once, thrice = call(frame, LAYER), call(plays, LAYER, clusters=scripts)
+        pd.testing.assert_frame_equal(once[["low", "high"]], thrice[["low", "high"]])
+    with pytest.raises(DriftError, match="clusters: nothing for"):
+        stability(plays, LAYER, clusters={})
+    few = dict.fromkeys(plays["conversation"], "all")
+    with pytest.raises(DriftError, match="1 clusters of conversations have"):
+        changes_by_kind(plays, LAYER, clusters=few)
+
+
 def test_a_constant_of_each_conversation_is_of_no_use():
     groups, vectors, frame = fingerprints()
     level = frame[["projection"]].to_numpy()

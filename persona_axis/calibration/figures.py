@@ -1,8 +1,6 @@
 """From measured units to the figures of a table: shares, reductions and points, each with its 95% interval.
 
-Intervals over replies draw whole jailbreaks and whole conversations again; where all replies are alike, so that drawing
-again shows nothing, they are Wilson's with each of these counted once. A figure of which nothing could be judged, and
-an interval from fewer of these than one can be made of, is nan.
+Clusters are whole jailbreaks and whole conversations. Replies that could not be judged are left out and counted.
 """
 
 from __future__ import annotations
@@ -13,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from persona_axis._statistics import FEWEST, Estimate, mean, relative_reduction, wilson
+from persona_axis._shares import average, fall, share
+from persona_axis._statistics import Estimate
 from persona_axis.calibration.measure import Late, Mark, Replies
 from persona_axis.capability import Capability
 from persona_axis.controls import Touch
-
-NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 
 def success(replies: Replies) -> Estimate:
@@ -63,12 +60,14 @@ def jailbreak_columns(replies: Replies, prefix: str = "") -> dict[str, Any]:
 
 def drift_columns(late: Late) -> dict[str, Any]:
     """Share of late replies that read as the Assistant, and their mean projection read again without the lever."""
-    share = _share([(id, a) for id, a in zip(late.ids, late.assistant, strict=True) if a is not None])
-    where = _mean([(id, p) for id, p in zip(late.ids, late.projection, strict=True) if math.isfinite(p)])
+    judged = [(id, a) for id, a in zip(late.ids, late.assistant, strict=True) if a is not None]
+    read = [(id, p) for id, p in zip(late.ids, late.projection, strict=True) if math.isfinite(p)]
+    held = share([a for _, a in judged], [id for id, _ in judged])
+    where = average([p for _, p in read], [id for id, _ in read])
     return {
-        "drift_assistant": share.value,
-        "drift_assistant_low": share.low,
-        "drift_assistant_high": share.high,
+        "drift_assistant": held.value,
+        "drift_assistant_low": held.low,
+        "drift_assistant_high": held.high,
         "drift_projection": where.value,
         "drift_projection_low": where.low,
         "drift_projection_high": where.high,
@@ -101,38 +100,12 @@ def touch_columns(found: Sequence[Touch]) -> dict[str, Any]:
     }
 
 
+def _fall(pairs: Sequence[tuple[str, bool, bool]]) -> Estimate:
+    """Pairs are (cluster, before, after)."""
+    return fall([old for _, old, _ in pairs], [new for _, _, new in pairs], [id for id, _, _ in pairs])
+
+
 def _marked(replies: Replies, what: Callable[[Mark], bool | None]) -> Estimate:
     marked = [(id, what(mark)) for id, mark in zip(replies.ids, replies.marks, strict=True) if mark is not None]
-    return _share([(id, value) for id, value in marked if value is not None])
-
-
-def _share(rows: Sequence[tuple[str, bool]]) -> Estimate:
-    """Share of true values; rows are (cluster, value)."""
-    clusters, hits = len({id for id, _ in rows}), sum(value for _, value in rows)
-    if rows and hits in (0, len(rows)):
-        return wilson(clusters if hits else 0, clusters)
-    return _mean([(id, float(value)) for id, value in rows])
-
-
-def _mean(rows: Sequence[tuple[str, float]]) -> Estimate:
-    if not rows:
-        return NOTHING
-    clusters, values = zip(*rows, strict=True)
-    if len(set(clusters)) < FEWEST:
-        return Estimate(float(np.mean(values)), math.nan, math.nan)
-    return mean(values, clusters)
-
-
-def _fall(pairs: Sequence[tuple[str, bool, bool]]) -> Estimate:
-    """By which part of itself the share of true values falls; pairs are (cluster, before, after)."""
-    clusters = [id for id, _, _ in pairs]
-    before, after = [float(old) for _, old, _ in pairs], [float(new) for _, _, new in pairs]
-    if not sum(before):
-        return NOTHING
-    if not sum(after):
-        left = wilson(0, len(set(clusters))).high
-        return Estimate(1.0, 1 - left * len(before) / sum(before), 1.0)
-    # A draw in which nothing was true before has no value: of few such clusters there would be too many draws.
-    if len({id for id, old, _ in pairs if old}) < FEWEST:
-        return Estimate(1 - sum(after) / sum(before), math.nan, math.nan)
-    return relative_reduction(before, after, clusters)
+    told = [(id, value) for id, value in marked if value is not None]
+    return share([value for _, value in told], [id for id, _ in told])

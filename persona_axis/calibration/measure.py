@@ -86,8 +86,10 @@ class Bench:
 
     def control(self, setting: Setting, kind: str, draw: int) -> Held:
         """A control matched to that cap."""
-        facts = {"control": [kind, draw, self.seed], "texts": self._texts_sha256, **self.setting(setting).facts}
-        return Held(f"{kind} {draw}", facts, cache(lambda: self._matched(setting, kind, draw)))
+        directions = random_directions(self.axis, setting.layers, kind, self.seed + draw)
+        digest = hashlib.sha256(directions.numpy().tobytes()).hexdigest()
+        facts = {"control": digest, "texts": self._texts_sha256, **self.setting(setting).facts}
+        return Held(f"{kind} {draw}", facts, cache(lambda: self._matched(setting, directions)))
 
     def replies(self, held: Held, split: str, draws: Iterable[int], persona: bool = True) -> Replies:
         """Ask every jailbreak of a split, once for each draw; without its persona for comparison."""
@@ -184,9 +186,8 @@ class Bench:
             [found.get(at, float("nan")) for at in where],
         ]
 
-    def _matched(self, setting: Setting, kind: str, draw: int) -> Pushes:
+    def _matched(self, setting: Setting, directions: torch.Tensor) -> Pushes:
         wanted = self.touch(self.setting(setting))
-        directions = random_directions(self.axis, setting.layers, kind, self.seed + draw)
         return matched(self.chat, self._texts, pushes_of(setting.cap(self.axis)), directions, wanted)
 
     @cached_property

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_axis.calibration.settings import CalibrationError
+from persona_axis.errors import CalibrationError
 from persona_axis.extraction.store import write_atomically
 
 if TYPE_CHECKING:
@@ -41,15 +41,19 @@ class Calibration:
 def write(result: Calibration, out: Path) -> tuple[Path, ...]:
     """The tables as CSV, the pictures as PNG and the report as JSON beside `out`, and the cap itself at `out`.
 
-    Without a chosen cap, no cap: one that an earlier run left at `out` stays as it is.
+    Without a chosen cap, no cap: one that an earlier run left at `out` stays as it is, but its figures on the held-out
+    half are deleted, which would otherwise read as this run's.
     """
     stem = out.with_suffix("")
     written = [_csv(result.table, _beside(stem, ".settings.csv"))]
     written.append(_picture(result.table, result.about["bound"], "train half", _beside(stem, ".pareto.png")))
+    held_out, controls = _beside(stem, ".held_out.csv"), _beside(stem, ".controls.png")
     if len(result.held_out):
-        written.append(_csv(result.held_out, _beside(stem, ".held_out.csv")))
-        path = _beside(stem, ".controls.png")
-        written.append(_picture(result.held_out, result.about["bound"], "held-out half", path))
+        written.append(_csv(result.held_out, held_out))
+        written.append(_picture(result.held_out, result.about["bound"], "held-out half", controls))
+    else:
+        held_out.unlink(missing_ok=True)
+        controls.unlink(missing_ok=True)
     report = {
         **result.about, "chosen": result.chosen, "settings": records(result.table),
         "held_out": records(result.held_out),

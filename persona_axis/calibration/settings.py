@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona_axis.cap import Cap
-from persona_axis.errors import CapError, PersonaAxisError
+from persona_axis.errors import CalibrationError, CapError
 
 if TYPE_CHECKING:
     from persona_axis.axis import Axis
@@ -24,10 +24,6 @@ QUICK_FLOORS = tuple(f"default_tokens:p{p}" for p in (2, 10, 25))
 QUICK_WIDTHS = (2, 3)
 CONVERSATIONS = "conversations:"
 _OF_FILE = re.compile(r"conversations:(.+):p([0-9]+(?:\.[0-9]+)?)", re.DOTALL)
-
-
-class CalibrationError(PersonaAxisError):
-    """A calibration cannot be set up, or found no setting that keeps its bound."""
 
 
 @dataclass(frozen=True)

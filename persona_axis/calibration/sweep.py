@@ -20,9 +20,10 @@ from persona_axis.calibration.figures import (
 )
 from persona_axis.calibration.measure import NO_CAP, Bench, Held, cosines
 from persona_axis.calibration.report import Calibration, provenance
-from persona_axis.calibration.settings import CalibrationError, Setting
+from persona_axis.calibration.settings import Setting
 from persona_axis.capability import Capability, capability
 from persona_axis.controls import KINDS
+from persona_axis.errors import CalibrationError
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_axis.calibration.settings import CalibrationError
+from persona_axis.errors import CalibrationError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -44,11 +44,12 @@ def conversation_table(
             overflow="window",
         )  # fmt: skip
         table = token_percentiles(frames, bench.axis.layers)
-        if bad:
-            note(f"{path}: {len(bad)} lines were passed over, the first because {bad[0]}")
-        return table.tolist()
+        return {"table": table.tolist(), "bad": len(bad), "first": bad[0] if bad else ""}
 
-    return np.array(bench.units.get("conversations", {**bench.facts, "file_sha256": digest}, measure), dtype=np.float64)
+    found = bench.units.get("conversations", {**bench.facts, "file_sha256": digest}, measure)
+    if found["bad"]:
+        note(f"{path}: {found['bad']} lines were passed over, the first because {found['first']}")
+    return np.array(found["table"], dtype=np.float64)
 
 
 def token_percentiles(frames: Iterable[DataFrame], layers: Iterable[int], kept: int = KEPT) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from persona_axis.calibration.settings import CalibrationError
+from persona_axis.errors import CalibrationError
 from persona_axis.extraction.store import write_atomically
 
 try:
@@ -21,7 +21,7 @@ try:
 except ImportError:  # no such lock on Windows; two runs in one directory then measure some things twice
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = "persona-calibration-unit/1"
+FORMAT = "persona-calibration-unit/2"
 """Part of every key: to be raised when what is measured changes its meaning."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from persona_axis._outofmemory import is_out_of_memory
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.events import Listener, Progress
@@ -87,16 +88,6 @@ def halved(rows: int, error: BaseException) -> int:
     if rows == 1:
         raise ExtractionError(f"not even one rollout fits into memory: {first_line(error)}") from error
     return -(-rows // 2)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Any device's way of saying that memory did not suffice."""
-    said = str(error).lower()
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "out of memory" in said
-        or "can't allocate memory" in said
-    )
 
 
 def first_line(error: BaseException) -> str:
