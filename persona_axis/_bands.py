@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 LOOKS = (("0.1", "-", "o"), ("#25867c", (0, (4, 1.2)), "s"), ("#7d4a9c", (0, (1, 1)), "^"), ("0.55", "-.", "D"))
 """Colour, line and marker of the first four groups of a figure: each alone tells them apart, and from the bands."""
-_TINTS = {"default": (DARK, 0.13, "-", DARK), "roles": (LIGHT, 0.17, (0, (4, 2)), "#94590f")}
+_TINTS = {"default": (DARK, 0.16, "-", DARK, ""), "roles": (LIGHT, 0.14, (0, (4, 2)), "#94590f", "////")}
+"""Colour, its strength, line of the edges, colour of the name, hatch: without colours the hatch tells them apart."""
 
 
 class Band(NamedTuple):
@@ -57,8 +58,10 @@ def shade(ax: Axes, bands: Sequence[Band], upright: bool = False) -> None:
     """Shade the bands across the panel (up and down it if `upright`), behind everything else."""
     span, edge = (ax.axvspan, ax.axvline) if upright else (ax.axhspan, ax.axhline)
     for name, low, high in bands:
-        colour, alpha, line, _ = _TINTS[name]
+        colour, alpha, line, _, hatch = _TINTS[name]
         span(low, high, color=colour, alpha=alpha, lw=0, zorder=0)
+        if hatch:
+            span(low, high, fc="none", ec=colour, alpha=0.3, lw=0, hatch=hatch, zorder=0)
         for end in (low, high):
             edge(end, color=colour, alpha=0.6, lw=0.6, ls=line, zorder=0.5)
 
@@ -68,26 +71,42 @@ def band_names(bands: Sequence[Band], separator: str = "\n") -> list[Name]:
     return [Name(f"{name}{separator}5–95%", (low + high) / 2, _TINTS[name][3]) for name, low, high in bands]
 
 
-def ribbon(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, colour: str, alpha: float = 0.25) -> None:
-    """An interval along a curve; at a place without neighbours, where a band has no width, a bar."""
+def ribbon(ax: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, colour: str, line: Any = None) -> None:
+    """An interval along a curve, its edges in that line, if any; a bar at a place without neighbours."""
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    ax.fill_between(x, low, high, color=colour, alpha=alpha, lw=0, zorder=2)
+    ax.fill_between(x, low, high, color=colour, alpha=0.2 if line else 0.25, lw=0, zorder=2)
+    for edge in (low, high) if line else ():  # where two ribbons overlap, their edges still tell which is which
+        ax.plot(x, edge, color=colour, ls=line, lw=0.7, alpha=0.8, zorder=2.2)
     there = np.pad(np.isfinite(low) & np.isfinite(high), 1)
     alone = there[1:-1] & ~there[:-2] & ~there[2:]
     ax.vlines(np.asarray(x, np.float64)[alone], low[alone], high[alone], color=colour, lw=1.6, alpha=0.7, zorder=2)
 
 
+def turn_ticks(first: int, last: int) -> list[int]:
+    """Turns to name on the axis: the first, and the multiples of a round step."""
+    step = next((step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if (last - first) / step <= 4), last)
+    return [first, *(turn for turn in range(step, last + 1, step) if turn - first > step / 2)]
+
+
 def headline(figure: Figure, title: str, keys: Mapping[str, Line2D] | None = None) -> None:
-    """The figure's title at its left edge, with a row of named marks below it when there are any."""
-    figure.suptitle(title + "\n" * bool(keys), x=0.01, ha="left", fontsize=9.5, parse_math=False)
+    """The figure's title at its left edge, and below it named marks when there are any, in as few rows as hold them."""
+    rows = 0
     if keys:
         below = 1 - 18 / 72 / figure.get_figheight()
         points_only = all(key.get_linestyle() == "None" for key in keys.values())
         names = [name.replace("$", r"\$") for name in keys]
-        figure.legend(
-            list(keys.values()), names, loc="upper left", bbox_to_anchor=(0.01, below), ncols=len(keys), borderpad=0,
-            borderaxespad=0, columnspacing=1.6, handletextpad=0.5, handlelength=1.2 if points_only else 3,
-        ).set_in_layout(False)  # fmt: skip  # the empty line of the title holds its place
+        renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+        for rows in range(1, len(keys) + 1):
+            legend = figure.legend(
+                list(keys.values()), names, loc="upper left", bbox_to_anchor=(0.01, below), ncols=-(-len(keys) // rows),
+                borderpad=0, borderaxespad=0, columnspacing=1.6, handletextpad=0.5,
+                handlelength=1.2 if points_only else 3,
+            )  # fmt: skip
+            legend.set_in_layout(False)  # the empty lines of the title hold its place
+            if legend.get_window_extent(renderer).x1 <= figure.bbox.x1 or rows == len(keys):
+                break
+            legend.remove()
+    figure.suptitle(title + "\n" * rows, x=0.01, ha="left", fontsize=9.5, parse_math=False)
 
 
 def footing(figure: Figure, *lines: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 UNITS = "residual-stream units"
@@ -29,6 +30,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 8,
     "legend.handlelength": 3.0,
     "figure.dpi": 200,
+    "hatch.linewidth": 0.5,
 }
 
 
@@ -53,6 +55,22 @@ def note_above(ax: Axes, text: str, x: float, colour: str = ACCENT) -> None:
         text, (x, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
         ha="center", fontsize=8, color=colour,
     )  # fmt: skip
+
+
+def cosines_by_layer(ax: Axes, values: Iterable[ArrayLike], chosen: int | None) -> None:
+    """Scales of a panel with layers across and cosines up, down to the lowest of `values`; marks the `chosen` layer."""
+    lowest = min((float(np.min(given)) for given in values), default=0.0)
+    ax.axhline(0, color="0.6", lw=0.7, zorder=0.5)
+    ax.set(xlabel="layer (output of decoder layer, from 0)", ylabel="cosine", ylim=(min(0.0, lowest) - 0.04, 1.04))
+    ax.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+    if chosen is not None:
+        ax.axvline(chosen, color="0.6", lw=0.8, ls=(0, (2, 2)), zorder=0)
+        note_above(ax, "recommended", chosen, "0.35")
+
+
+def every(places: Sequence[Any] | NDArray[Any], most: int = 20) -> int:
+    """Steps between the marks of a curve that leave about `most` of them, so that they do not fuse."""
+    return max(1, len(places) // most)
 
 
 def vector(values: ArrayLike, what: str) -> NDArray[np.float64]:

@@ -161,7 +161,7 @@ class ChatModel:
     def encode_batch(self, chats: Iterable[Messages], *, generation_prompt: bool = True) -> list[list[int]]:
         """Token ids of several conversations."""
         texts = [self.template.render(m, generation_prompt=generation_prompt) for m in chats]
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def encode_turns(self, messages: Messages) -> tuple[list[int], list[tuple[int, int]]]:

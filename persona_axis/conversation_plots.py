@@ -174,7 +174,7 @@ def _draw(
     ax.annotate("turn", (0, 1), xycoords="axes fraction", xytext=(-3, 3), ha="right", **note)
     if any(said.label != [said.speaker] for block in blocks for said in block):
         head = (_MARGIN / _WIDTH, 1 - above / page)
-        ax.annotate("kind of the user's message", head, xycoords="figure fraction", xytext=(0, 3), **note)
+        ax.annotate("kind of the user's message", head, xycoords=figure.transFigure, xytext=(0, 3), **note)
     ax.margins(x=0.08)
     ax.set_xlim(ax.get_xlim())
     names_above(ax, band_names(bands))

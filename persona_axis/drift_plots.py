@@ -27,9 +27,10 @@ from persona_axis._bands import (
     percentile_bands,
     ribbon,
     shade,
+    turn_ticks,
 )
 from persona_axis._courses import FEWEST, Centre, Course, all_domains, by_domain, summary
-from persona_axis._figure import ACCENT, UNITS, canvas, titled
+from persona_axis._figure import ACCENT, UNITS, canvas, every, titled
 from persona_axis.calibration_plots import calibration_pareto, dose_response
 from persona_axis.conversation_plots import one_conversation
 
@@ -176,17 +177,17 @@ def _panels(
                 ax.axhline(height, color=ACCENT, lw=1.0, ls=(0, (4, 2)), zorder=1)
             held = [(one[domain], look) for one, look in zip(courses.values(), LOOKS, strict=False) if domain in one]
             for course, look in held:
-                if len(courses) == 1 and 1 < len(course.values) <= _SINGLY:
-                    dot = "." if len(course.turns) == 1 else ""
-                    ax.plot(course.turns, course.values.T, color="0.3", lw=0.4, marker=dot, alpha=0.3, zorder=1.5)
-                _curve(ax, course, centre, look)
+                singly = len(courses) == 1 and 1 < len(course.values) <= _SINGLY
+                if singly:
+                    _each(ax, course)
+                _curve(ax, course, centre, look, edged=not singly)  # edges would pass for conversations
             _head(ax, domain or "no domain" * (len(domains) > 1), [course for course, _ in held], 44 // columns + 8)
             ax.tick_params(axis="x", labelbottom=at + columns >= len(domains))
         for ax in figure.axes[len(domains) :]:
             ax.set_visible(False)
         turns = np.concatenate([course.turns for one in courses.values() for course in one.values()])
         first.set_xlim(turns.min() - 0.7, turns.max() + 0.7)
-        first.xaxis.set_major_locator(FixedLocator(_ticks(int(turns.min()), int(turns.max()))))
+        first.xaxis.set_major_locator(FixedLocator(turn_ticks(int(turns.min()), int(turns.max()))))
         first.set_ylim(first.get_ylim())  # from here on nothing moves
         label_y = first.set_ylabel if rows == 1 else figure.supylabel
         label_y(f"projection ({UNITS})\nlarger = more Assistant", size=8.5)
@@ -207,11 +208,20 @@ def _panels(
     return figure
 
 
-def _curve(ax: Axes, course: Course, centre: Centre, look: tuple[str, Any, str]) -> None:
+def _each(ax: Axes, course: Course) -> None:
+    """Every conversation a thin line, fainter where there are many."""
+    look: dict[str, Any] = {"color": "0.2", "lw": 0.6, "marker": "." if len(course.turns) == 1 else ""}
+    ax.plot(course.turns, course.values.T, alpha=0.5 * min(1.0, (16 / len(course.values)) ** 0.5), zorder=2.5, **look)
+
+
+def _curve(ax: Axes, course: Course, centre: Centre, look: tuple[str, Any, str], edged: bool) -> None:
     colour, line, marker = look
     middle, low, high = summary(course.values, centre)
-    ribbon(ax, course.turns, low, high, colour)
-    ax.plot(course.turns, middle, color=colour, ls=line, marker=marker, ms=3, lw=1.4, mec="white", mew=0.4, zorder=3)
+    ribbon(ax, course.turns, low, high, colour, line if edged else None)
+    if not edged:
+        ax.plot(course.turns, middle, color="white", lw=2.8, zorder=2.8)  # sets it off from the conversations
+    marks: dict[str, Any] = {"marker": marker, "ms": 3, "mec": "white", "mew": 0.4}
+    ax.plot(course.turns, middle, color=colour, ls=line, lw=1.4, zorder=3, markevery=every(course.turns, 12), **marks)
 
 
 def _head(ax: Axes, domain: str, courses: Sequence[Course], width: int) -> None:
@@ -224,12 +234,6 @@ def _head(ax: Axes, domain: str, courses: Sequence[Course], width: int) -> None:
     ax.annotate(
         told, (0, 1), xycoords="axes fraction", xytext=(0, 3), textcoords="offset points", fontsize=7.5, color="0.35"
     )
-
-
-def _ticks(first: int, last: int) -> list[int]:
-    """Turns to name on the axis: the first, and the multiples of a round step."""
-    step = next((step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500) if (last - first) / step <= 4), last)
-    return [first, *(turn for turn in range(step, last + 1, step) if turn - first > step / 2)]
 
 
 def _key(courses: Mapping[str, Mapping[str, Course]], centre: Centre) -> list[str]:

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from persona_axis import _figure as house
+from persona_axis._bands import ribbon
 from persona_axis._figure import ACCENT, DARK, LIGHT, UNITS, canvas, matrix, note_above, titled, vector
 from persona_axis._labels import place_labels
 from persona_axis.calibration_plots import calibration_pareto, dose_response
@@ -163,13 +164,14 @@ def distributions(
                 ax.axvline(position, color=ACCENT, lw=1.2, ls=":", zorder=4)
                 if ax is first:
                     note_above(ax, text, position)
-            ax.set(ylim=(-0.32, 1.08), yticks=[], ylabel=f"{what}\n(density)")
+            ax.set(ylim=(-0.32, 1.08), yticks=[], ylabel=f"{what}\n(density, each\nscaled to its peak)")
             ax.axhline(0, color="0.25", lw=0.7)
             ax.spines["left"].set_visible(False)
             if ax is not panels[-1]:
                 ax.spines["bottom"].set_visible(False)
                 ax.tick_params(axis="x", length=0)
-        first.legend(loc="upper left")
+        above = 2.2 if bounds else 0.8  # in the title's line: beside the curves there may be no room
+        first.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0, borderaxespad=above)
         first.set_title(titled("Projections on the axis", layer), pad=16 if bounds else 6)
         panels[-1].set_xlabel(
             f"projection on the axis ({UNITS}), larger = more Assistant\n"
@@ -185,22 +187,21 @@ def layer_profile(
     bands: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
     chosen: int | None = None,
 ) -> Figure:
-    """Figures of merit in [0, 1] by layer, such as |cos(axis, PC1)|; bands: name -> (low, high) interval."""
+    """Cosines by layer, such as |cos(axis, PC1)|; bands: name -> (low, high) interval, which may be negative."""
     looks = ((DARK, "-", "o"), (LIGHT, (0, (5, 1.5)), "s"), (ACCENT, ":", "^"), ("0.4", "-.", "D"))
     with canvas(5.2, 3.0) as (figure, ax):
+        seen: list[ArrayLike] = []
         for (name, values), (colour, line, marker) in zip(curves.items(), looks, strict=False):
             look: dict[str, Any] = {"color": colour, "ls": line, "marker": marker, "label": name}
-            ax.plot(layers, vector(values, name), ms=4, lw=1.4, **look)
+            seen.append(vector(values, name))
+            ax.plot(layers, seen[-1], ms=4, lw=1.4, markevery=house.every(layers), zorder=3, **look)
             if bands and name in bands:
                 low, high = (vector(edge, name) for edge in bands[name])
-                ax.fill_between(layers, low, high, color=colour, alpha=0.22, lw=0)
-        if chosen is not None:
-            ax.axvline(chosen, color="0.6", lw=0.8, ls=(0, (2, 2)), zorder=0)
-            note_above(ax, "recommended", chosen, "0.35")
-        ax.set(xlabel="layer (output of decoder layer, from 0)", ylim=(0, 1.04))
-        ax.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+                ribbon(ax, layers, low, high, colour, line)
+                seen += [low, high]
+        house.cosines_by_layer(ax, seen, chosen)
         ax.set_title("The axis by layer", pad=16)
-        ax.legend(loc="best")
+        ax.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
 
 

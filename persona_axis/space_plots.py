@@ -16,7 +16,7 @@ from mpl_toolkits.mplot3d import proj3d  # type: ignore[import-untyped]
 from numpy.typing import ArrayLike, NDArray
 
 from persona_axis._bands import LOOKS, Name, headline, names_beside, ribbon
-from persona_axis._figure import STYLE, UNITS, canvas, matrix, note_above, titled, vector
+from persona_axis._figure import STYLE, UNITS, canvas, cosines_by_layer, every, matrix, titled, vector
 from persona_axis._labels import place_labels
 
 _STEMS = 40  # more roles than this, and only the named ones stand on stems
@@ -148,20 +148,16 @@ def _curves(
     if not 1 <= len(curves) <= len(LOOKS):
         raise ValueError(f"{len(curves)} curves: at most {len(LOOKS)} can be told apart in one figure")
     with canvas(5.4, 3.0) as (figure, ax):
-        names = []
+        names, seen, step = [], list(curves.values()), every(layers)
         for (name, values), (colour, line, marker) in zip(curves.items(), LOOKS, strict=False):
+            look: dict[str, Any] = {"color": colour, "ls": line, "marker": marker, "markevery": step}
             if name in bands:
                 low, high = (vector(edge, name) for edge in bands[name])
-                ribbon(ax, layers, low, high, colour)
-            ax.plot(layers, values, color=colour, ls=line, marker=marker, ms=4, lw=1.4, mec="white", mew=0.5, zorder=3)
+                ribbon(ax, layers, low, high, colour, line)
+                seen += [low, high]
+            ax.plot(layers, values, ms=4, lw=1.4, mec="white", mew=0.5, zorder=3, **look)
             names.append(Name("\n".join(wrap(name, 22)), float(values[-1]), colour, "bold"))
-        negative = min(values.min() for values in curves.values()) < 0
-        ax.axhline(0, color="0.6", lw=0.7, zorder=0.5)
-        ax.set(ylim=(-1.04 if negative else 0, 1.04), xlabel="layer (output of decoder layer, from 0)", ylabel="cosine")
-        ax.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
-        if chosen is not None:
-            ax.axvline(chosen, color="0.6", lw=0.8, ls=(0, (2, 2)), zorder=0)
-            note_above(ax, "recommended", chosen, "0.35")
+        cosines_by_layer(ax, seen, chosen)
         headline(figure, title)
         names_beside(ax, names)
     return figure

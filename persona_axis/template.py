@@ -171,7 +171,8 @@ class ChatTemplate:
         return parts if len(parts) == rendered else [[*parts[0], _AFTER_SYSTEM, *parts[1]], *parts[2:]]
 
     def _marked(self, messages: list[dict[str, str]]) -> _Marked:
-        encoded = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        how: dict[str, Any] = {"return_dict": True, "return_assistant_tokens_mask": True}
+        encoded = self._apply(messages, tokenize=True, tokenizer_kwargs={"verbose": False}, **how)
         return _Marked(list(encoded["input_ids"]), runs(encoded["assistant_masks"]))
 
     def _located(
@@ -180,15 +181,13 @@ class ChatTemplate:
         if not getattr(self.tokenizer, "is_fast", False):
             raise ModelError("this tokenizer cannot say where its tokens lie in the text: use its fast version")
         text, found = find_words(self._render, messages, parts)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ranges = token_ranges(encoded["offset_mapping"], list(found.values()))
         return list(encoded["input_ids"]), dict(zip(found, ranges, strict=True))
 
     def _takes_system(self) -> bool:
         try:
-            text = self._render(
-                [{"role": "system", "content": "Quagga"}, {"role": "user", "content": "Zebra"}], True
-            )
+            text = self._render([{"role": "system", "content": "Quagga"}, {"role": "user", "content": "Zebra"}], True)
         except ModelError:
             return False
         return "Quagga" in text

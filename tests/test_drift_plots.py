@@ -14,15 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from persona_axis import Axis, plots
 from persona_axis._axisfile import CONVENTIONS, FORMAT
 from persona_axis._bands import percentile_bands, spread
 from persona_axis._courses import FEWEST, by_domain, summary
-from persona_axis.calibration_plots import _front
+from persona_axis._pareto import front
 
 GENERATOR = np.random.default_rng(11)
 DOMAINS = ("coding", "writing", "emotional", "meta-reflective")
@@ -80,6 +82,17 @@ def sweep(**columns: Any) -> pd.DataFrame:
     return frame.assign(harm_low=frame["harm"] - 0.05, harm_high=frame["harm"] + 0.05).assign(**columns)
 
 
+def held_out(count: int) -> pd.DataFrame:
+    """The chosen cap beside `count` draws of each kind of control."""
+    kinds = ["gaussian", "shuffled", "span", "mixture"]
+    rows = [("no cap", "none", None, False), ("1-3 default_tokens:p50 of a file far away", "cap", None, True)]
+    rows += [(f"{kind} {n}", "control", kind, False) for kind in kinds for n in range(count)]
+    frame = pd.DataFrame(rows, columns=["setting", "kind", "control", "chosen"])
+    frame = frame.assign(harm=np.linspace(0.8, 0, len(frame)), capability=np.linspace(0, -1, len(frame)))
+    frame = frame.assign(capability_low=frame["capability"] - 0.5, capability_high=frame["capability"] + 0.5)
+    return frame.assign(harm_low=frame["harm"] - 0.05, harm_high=frame["harm"] + 0.05)
+
+
 def space(count: int = 60) -> Figure:
     points = GENERATOR.normal(size=(count, 3)) * (9, 6, 3)
     names = [f"role number {i}" for i in range(count)]
@@ -124,7 +137,11 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         bands={"axis and PC1": ([0, 0.4], [0.3, 0.6])},
     ),
     "dose": lambda: plots.dose_response(DOSES, {"axis": CURVE}, {"gaussian": np.full((10, 3), 0.5)}, layer=4),
+    "dose, 40 controls": lambda: plots.dose_response(
+        DOSES, {"axis": CURVE}, dict.fromkeys(("gaussian", "shuffled", "span", "mixture"), np.full((10, 3), 0.5))
+    ),
     "pareto": lambda: plots.calibration_pareto(sweep(), 1.0),
+    "pareto, 40 controls": lambda: plots.calibration_pareto(held_out(10), 1.0),
 }
 
 
@@ -237,6 +254,28 @@ class TestSummary:
             summary(np.ones((3, 1)), "mode")  # type: ignore[arg-type]
 
 
+class TestBands:
+    def test_without_colours_the_bands_differ_by_their_hatch(self) -> None:
+        figure = plots.trajectories_by_domain(table(2, 2, ("coding",)), LAYER, AXIS)
+        hatched = [patch for patch in figure.axes[0].patches if patch.get_hatch()]
+        assert len(hatched) == 1 and hatched[0].get_window_extent().height > 0
+        assert len(figure.axes[0].patches) == 3
+
+    def test_ribbons_that_overlap_have_edges_in_their_lines(self) -> None:
+        figure = plots.capped_against_uncapped({"a": table(), "b": table()}, LAYER)
+        thin = [line.get_linestyle() for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.7]
+        assert len(thin) == 4 and len(set(thin)) == 2
+
+    def test_single_conversations_lie_above_the_ribbon_and_below_the_median(self) -> None:
+        figure = plots.trajectories_by_domain(table(8, 5, ("coding",)), LAYER)
+        ax = figure.axes[0]
+        (ribbon,) = (c for c in ax.collections if isinstance(c, PolyCollection))
+        single = [line for line in ax.get_lines() if line.get_linewidth() == 0.6]
+        median = ax.get_lines()[-1]
+        assert len(single) == 8 and {line.get_alpha() for line in single} == {0.5}
+        assert ribbon.get_zorder() < single[0].get_zorder() < median.get_zorder()
+
+
 class TestCourses:
     def test_the_assistants_turns_of_the_layer_and_nothing_else(self) -> None:
         frame = table(2, 3)
@@ -340,6 +379,26 @@ class TestConversation:
         assert len(column) == 4 and sum(text.get_text().endswith("…") for text in column) == 2
         assert all(text.get_window_extent(renderer).x1 < left for text in column)
 
+    def test_the_heading_stays_above_the_labels_however_it_is_saved(self) -> None:
+        """As notebooks save it: cut to what is drawn, with the model's name below the page."""
+        figure = plots.one_conversation(self.FRAME, said(4), LAYER, AXIS)
+        figure.text(0.99, -0.01, "model: Troupe", ha="right", va="top", fontsize=7)
+        boxes: dict[str, list[Bbox]] = {}
+
+        def noting(text: Text) -> Callable[[Any], None]:
+            def draw(renderer: Any, whole: Callable[[Any], None] = text.draw) -> None:
+                whole(renderer)
+                boxes.setdefault(text.get_text(), []).append(Text.get_window_extent(text, renderer))
+
+            return draw
+
+        for text in figure.findobj(Text):
+            assert isinstance(text, Text)
+            text.draw = noting(text)  # type: ignore[method-assign]
+        figure.savefig(io.BytesIO(), format="png", bbox_inches="tight")
+        heading, label, turn = boxes["kind of the user's message"][-1], boxes["venting"][-4], boxes["turn"][-1]
+        assert not heading.overlaps(label) and heading.y0 == pytest.approx(turn.y0, abs=3)
+
     def test_a_turn_without_a_projection_is_a_gap(self) -> None:
         frame = self.FRAME.copy()
         frame.loc[frame["turn"] == 2, "projection"] = np.nan
@@ -398,13 +457,24 @@ class TestKinds:
 class TestDose:
     def test_doses_are_put_in_order_with_their_values(self) -> None:
         figure = plots.dose_response(DOSES, {"axis": CURVE}, {"span": [[0.5, np.nan, 0.4]]})
-        curve = next(line for line in figure.axes[0].get_lines() if line.get_marker() == "o")
+        curve = next(line for line in figure.axes[0].get_lines() if line.get_linewidth() == 1.6)
         np.testing.assert_array_equal(curve.get_xdata(), [-1, 0, 1])
         np.testing.assert_array_equal(curve.get_ydata(), [0.1, 0.5, 0.9])
-        control = next(line for line in figure.axes[0].get_lines() if line.get_marker() == ".")
+        control = next(line for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.6)
         np.testing.assert_array_equal(control.get_xdata(), [0, 1])
         np.testing.assert_array_equal(control.get_ydata(), [0.4, 0.5])
-        assert "grey: 1 control, one line" in words(figure)
+        assert "grey: 1 control, one line" in words(figure) and "aside" not in words(figure)
+
+    def test_kinds_of_controls_are_told_by_a_legend_and_stand_apart(self) -> None:
+        flat = dict.fromkeys(("gaussian", "shuffled", "span", "mixture"), np.full((10, 3), 0.5))
+        figure = plots.dose_response(DOSES, {"axis": CURVE}, flat)
+        names = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert names == [f"{kind} (10)" for kind in flat]
+        assert not [note for note in figure.axes[0].texts if note.get_text() in flat]
+        drawn = [line for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.6]
+        starts = {(float(np.asarray(line.get_xdata())[0]), line.get_marker()) for line in drawn}
+        assert len(drawn) == 40 and len(starts) == 4 == len({marker for _, marker in starts})
+        assert all(abs(start + 1) < 0.25 for start, _ in starts) and "aside" in words(figure)
 
     def test_what_is_wrong_is_named(self) -> None:
         with pytest.raises(ValueError, match="at most 4"):
@@ -418,17 +488,17 @@ class TestDose:
 class TestPareto:
     def test_the_front_holds_what_none_betters(self) -> None:
         frame = pd.DataFrame({"harm": [0.1, 0.1, 0.2, 0.3, 0.4], "capability": [-3.0, -2.0, -2.5, 0.0, 0.0]})
-        np.testing.assert_array_equal(_front(frame), [[0.1, -2.0], [0.3, 0.0]])
+        np.testing.assert_array_equal(front(frame), [[0.1, -2.0], [0.3, 0.0]])
 
     @settings(deadline=None)
     @given(st.lists(st.tuples(st.integers(0, 5), st.integers(-5, 5)), min_size=1, max_size=12))
     def test_front_against_its_definition(self, points: list[tuple[int, int]]) -> None:
-        front = {(float(h), float(c)) for h, c in _front(pd.DataFrame(points, columns=["harm", "capability"]))}
+        found = {(float(h), float(c)) for h, c in front(pd.DataFrame(points, columns=["harm", "capability"]))}
         better = {
             (float(h), float(c)) for h, c in points
             if not any(a <= h and b >= c and (a, b) != (h, c) for a, b in points)
         }  # fmt: skip
-        assert front == better
+        assert found == better
 
     def test_what_costs_far_too_much_is_counted_at_the_edge(self) -> None:
         figure = plots.calibration_pareto(sweep(), 1.0)
@@ -444,6 +514,56 @@ class TestPareto:
         kinds = {"kind": ["none", "cap", "control", "control"], "control": [None, None, "gaussian", "span"]}
         shown = words(plots.calibration_pareto(sweep(**kinds).drop(columns="stage"), 2.0))
         assert "gaussian (1)" in shown and "span (1)" in shown and "2 points" in shown
+
+    def test_settings_of_fewer_items_have_no_bars_but_their_width_is_told(self) -> None:
+        screened = sweep(capability=[0.0, -0.4, -0.6, -0.5], capability_low=-3.5, capability_high=2.3)
+        figure = plots.calibration_pareto(screened, 1.0)
+        upright = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+        at = {float(segment[0][0]) for lines in upright for segment in lines.get_segments() if len(segment)}
+        assert 0.0 not in at and {0.7, 0.2, 0.1} <= at
+        assert "not drawn for fewer items: about ±2.9 points, harm ±5%" in words(figure)
+        assert "not drawn" not in words(plots.calibration_pareto(screened.assign(stage="full"), 1.0))
+
+    @pytest.mark.parametrize(("count", "drawn"), [(3, True), (10, False)])
+    def test_controls_have_bars_while_these_make_no_grid(self, count: int, drawn: bool) -> None:
+        shown = words(plots.calibration_pareto(held_out(count), 1.0))
+        assert ("not drawn for controls" in shown) is not drawn and f"mixture ({count})" in shown
+
+    def test_marks_that_hide_each_other_are_counted(self) -> None:
+        figure = plots.calibration_pareto(sweep(stage="full", harm=[0.7, 0.0, 0.0, 0.0], capability=-0.4), 1.0)
+        png(figure)
+        ax = figure.axes[0]
+        (note,) = [text for text in ax.texts if isinstance(text, Annotation) and "×" in text.get_text()]
+        assert note.get_text() == "×3" and note.xy == (0.0, -0.4) and "×2: two settings at one place" in words(figure)
+        assert "×" not in words(plots.calibration_pareto(sweep(), 1.0))
+
+    @settings(deadline=None, max_examples=15)
+    @given(st.lists(st.tuples(st.integers(0, 12), st.integers(-2, 2)), min_size=2, max_size=40))
+    def test_the_counts_add_up_and_touch_no_other(self, places: list[tuple[int, int]]) -> None:
+        rows = [("cap", "cap", "screened", h / 100, c / 4, c / 4, c / 4) for h, c in places]
+        rows.append(("no cap", "none", "full", 0.9, 0.0, 0.0, 0.0))
+        names = ["setting", "kind", "stage", "harm", "capability", "capability_low", "capability_high"]
+        figure = plots.calibration_pareto(pd.DataFrame(rows, columns=names), 1.0)
+        renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+        figure.draw(renderer)
+        notes = [text for text in figure.axes[0].texts if isinstance(text, Annotation) and "×" in text.get_text()]
+        assert sum(int(note.get_text()[1:]) - 1 for note in notes) == len(places) - len(set(places))
+        boxes = [Text.get_window_extent(note, renderer).shrunk(0.98, 0.7) for note in notes]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+    def test_no_marker_stands_for_two_groups(self) -> None:
+        figure = plots.calibration_pareto(held_out(3), 1.0)
+        markers = [line.get_marker() for line in figure.axes[0].get_lines() if line.get_marker() not in ("None", "")]
+        assert sorted(map(str, markers)) == sorted(("D", "*", "X", "<", "^", "s"))
+
+    def test_a_long_legend_takes_a_second_row(self) -> None:
+        figure = plots.calibration_pareto(held_out(10), 1.0)
+        png(figure)
+        renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+        (legend,) = figure.legends
+        box = legend.get_window_extent(renderer)
+        assert box.x1 <= figure.bbox.x1 and box.y0 >= figure.axes[0].get_window_extent(renderer).y1
+        assert len({round(text.get_window_extent(renderer).y0) for text in legend.get_texts()}) == 2
 
     def test_settings_that_could_not_be_measured_are_counted(self) -> None:
         shown = words(plots.calibration_pareto(sweep(harm=[0.7, 0.2, np.nan, np.nan]), 1.0))
@@ -490,6 +610,13 @@ class TestSpace:
         large = plots.layer_cosines(np.eye(40), range(40), chosen=13)
         names = [tick.get_text() for tick in large.axes[0].get_xticklabels()]
         assert "13" in names and len(names) <= 10 and not large.axes[0].texts
+
+    def test_curves_show_negative_bounds_and_marks_that_do_not_fuse(self) -> None:
+        bands = {"PC1": (np.full(80, -0.3), np.full(80, 0.9))}
+        figure = plots.layer_cosines({"PC1": np.full(80, 0.5)}, range(80), bands=bands)
+        assert figure.axes[0].get_ylim() == pytest.approx((-0.34, 1.04))
+        curve = next(line for line in figure.axes[0].get_lines() if line.get_marker() == "o")
+        assert curve.get_markevery() == 4
 
     def test_what_is_wrong_is_named(self) -> None:
         with pytest.raises(ValueError, match=r"cosines: expected \[2, 2\], got shape \(3, 2\)"):

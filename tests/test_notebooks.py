@@ -95,7 +95,7 @@ def test_the_last_one_runs_on_another_model(tmp_path: Path, monkeypatch: pytest.
     tokenizer().save_pretrained(model)
     notebook = load("04_your_own_model")
     (cell,) = (cell for cell in code(notebook) if cell.source.startswith("MODEL = "))
-    cell.source = f"MODEL = {str(model)!r}"
+    cell.source = cell.source.replace('"troupe"', repr(str(model)))
     done = execute(notebook, tmp_path, monkeypatch)
     assert "judged by 'all'" in told(done)
     assert "somebodys-model:" in told(done)

@@ -124,6 +124,19 @@ def test_the_ranking_says_what_it_leaves_out() -> None:
     assert labels == [NAMES[i] for i in np.argsort(-VALUES[:5])]
 
 
+def test_layers_show_negative_bounds_and_marks_that_do_not_fuse() -> None:
+    values = np.linspace(0.2, 0.9, 80)
+    figure = plots.layer_profile(range(80), {"half": values}, bands={"half": (values - 0.5, values)}, chosen=50)
+    ax = figure.axes[0]
+    assert ax.get_ylabel() == "cosine" and ax.get_ylim() == pytest.approx((-0.34, 1.04))
+    assert next(line for line in ax.get_lines() if line.get_marker() == "o").get_markevery() == 4
+    assert FIGURES["layers"]().axes[0].get_ylim() == pytest.approx((-0.04, 1.04))
+
+
+def test_densities_say_that_each_has_a_scale_of_its_own() -> None:
+    assert "scaled to its peak" in words(FIGURES["distributions"]())
+
+
 def test_few_roles_and_flat_values() -> None:
     png(plots.role_map([[0.0, 0.0], [1.0, 0.0]], [1.0, 1.0], ["a", "b"], [2.0, 0.0]))
     png(plots.ranking(["a"], [1.0]))
