@@ -47,9 +47,10 @@ def jailbreaks(ev: Evidence) -> Iterator[Claim]:
     )  # fmt: skip
     cuts, near = zip(*[(fall, cosine) for fall, cosine, _, _ in found[MIXTURE]], strict=True)
     yield Claim(
-        "mixtures of role vectors with their share of the axis left in", "",
+        "nor do random mixtures of role vectors with their share of the axis left in", "controls flat",
         f"{len(cuts)} of them, mean cosine {np.mean(near):.2f} with the axis, cut success by {np.mean(cuts):.0%} on "
-        f"average, {max(cuts):.0%} at most", "no control: told beside them", None, {"mixtures": found[MIXTURE]},
+        f"average, {max(cuts):.0%} at most", "none cuts a third of what the cap cuts",
+        bool(max(cuts) < cut.value / 3), {"mixtures": found[MIXTURE]},
     )  # fmt: skip
 
 

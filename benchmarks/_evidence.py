@@ -219,8 +219,8 @@ class Evidence:
             for c, role, j in zip(found.conversations, roles, asked, strict=True)
         ]
         marks = outcomes(judge_for(self.chat), shown)
-        judged = [i for i, mark in enumerate(marks) if mark is not None]
-        harm = np.array([float(mark.complied) for mark in marks if mark is not None])
+        judged = [i for i, mark in enumerate(marks) if mark is not None and np.isfinite(first[i])]
+        harm = np.array([float(mark.complied) for i in judged if (mark := marks[i]) is not None])
         return first[judged], harm, [roles[i] for i in judged]
 
 

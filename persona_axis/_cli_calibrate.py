@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from persona_axis._options import layers, load_for, loading_options, slug
+from persona_axis._options import layers, load_for, loading_options, refuse_overwriting, slug
 from persona_axis._terminal import debuggable
 
 
@@ -62,8 +62,7 @@ def calibrate(axis: Path, model: str | None, revision: str | None, dtype: str, d
     """
     if windows and (widths or starts):
         raise click.UsageError("give the windows by --layers, or by --widths and --starts")
-    if out is not None:
-        _spare(axis, out)
+    refuse_overwriting({"AXIS": axis}, {"the cap": out})
 
     from rich.console import Console
 
@@ -74,7 +73,7 @@ def calibrate(axis: Path, model: str | None, revision: str | None, dtype: str, d
     ruler = Axis.load(axis)
     chat = load_for(ruler, model, revision, dtype, device_map, stack)
     path = out or Path(f"{slug(chat.name)}-cap.safetensors")
-    _spare(axis, path)
+    refuse_overwriting({"AXIS": axis}, {"the cap": path})
 
     from persona_axis.calibrate import Effort, windows_of
     from persona_axis.calibrate import calibrate as run_calibration
@@ -99,9 +98,3 @@ def calibrate(axis: Path, model: str | None, revision: str | None, dtype: str, d
     if found.cap is None:
         left = f"; {path} is from an earlier run and was left as it is" if path.exists() else ""
         raise CalibrationError(found.about["notes"][-1] + left)
-
-
-def _spare(axis: Path, out: Path) -> None:
-    """The cap must not be written over the axis that it is made from."""
-    if out.resolve() == axis.resolve():
-        raise click.UsageError(f"the cap would be written over the axis file {axis}: name another --out")

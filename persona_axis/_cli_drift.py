@@ -16,7 +16,14 @@ from persona_axis._drift_options import (
     result_options,
     summary_layer,
 )
-from persona_axis._options import allow_option, load_for, loading_options, names, sampling_options
+from persona_axis._options import (
+    allow_option,
+    load_for,
+    loading_options,
+    names,
+    refuse_overwriting,
+    sampling_options,
+)
 from persona_axis._terminal import debuggable, reader_may_leave
 
 if TYPE_CHECKING:
@@ -63,6 +70,8 @@ def drift(axis: Path, model: str | None, revision: str | None, dtype: str, devic
     """
     refuse_others(are_read=conversations is not None)
     picture = figure_file(figure, no_figure, out)
+    read_from = {"AXIS": axis, "--conversations": conversations, **{f"the cap {cap}": cap for cap in caps}}
+    refuse_overwriting(read_from, {"--out": out, "--transcripts": transcripts, "the figure": picture})
 
     from persona_axis._account import Account, gathered, marked
     from persona_axis._drift_report import place_in, save_figure, show_account, show_alerts
@@ -80,7 +89,7 @@ def drift(axis: Path, model: str | None, revision: str | None, dtype: str, devic
     if alert:
         refuse_capped_alert(at, held)
     alarm = Alarm(ruler, alert.percentile, at, alert.run) if alert else None
-    for path in filter(None, (out, transcripts)):
+    for path in filter(None, (out, transcripts, figure)):
         require_writable(path)
     account, told, first = Account(at), Told(), First()
     passed = Passed(told)

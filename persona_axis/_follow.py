@@ -16,7 +16,7 @@ from persona_axis.conversations import Conversation, Script, load_scripts
 from persona_axis.drift import trajectories
 from persona_axis.errors import ConversationError, DriftError, ProbeError
 from persona_axis.sampling import Sampling
-from persona_axis.simulate import simulate
+from persona_axis.simulate import BATCH, BATCH_SEEDS, simulate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,21 +133,26 @@ def played(
     course: Course, scripts: Sequence[Script], system: str, turns: int | None, sampling: Sampling, seed: int,
     transcript: Transcripts | None, first: First, told: Told,
 ) -> Iterator[pd.DataFrame]:  # fmt: skip
-    """The table of scripts played under the caps; what was said goes to the `transcript`."""
+    """Tables of scripts played under the caps, a batch at a time; what was said goes to the `transcript`.
 
-    def progress(done: int, total: int) -> None:
-        told.progress(f"{len(scripts)} conversations: {done:,} of {total:,} replies")
+    A batch that fails late takes none of those before it along.
+    """
+    for number, start in enumerate(range(0, len(scripts), BATCH)):
+        batch = scripts[start : start + BATCH]
 
-    found = simulate(
-        course.chat, scripts, course.caps or None, axis=course.axis, layers=course.layers, system=system, turns=turns,
-        sampling=sampling, seed=seed, allow=course.allow, progress=progress,
-    )  # fmt: skip
-    for note in found.notes:
-        told.line(f"note: {note}")
-    talks = list(first(found.conversations))
-    if transcript is not None:
-        transcript.conversations = talks
-    yield found.frame
+        def progress(done: int, total: int, first_of: int = start + 1, last: int = start + len(batch)) -> None:
+            told.progress(f"conversations {first_of}-{last} of {len(scripts)}: {done:,} of {total:,} replies")
+
+        found = simulate(
+            course.chat, batch, course.caps or None, axis=course.axis, layers=course.layers, system=system, turns=turns,
+            sampling=sampling, seed=seed + number * BATCH_SEEDS, batch=BATCH, allow=course.allow, progress=progress,
+        )  # fmt: skip
+        for note in found.notes:
+            told.line(f"note: {note}")
+        talks = list(first(found.conversations))
+        if transcript is not None:
+            transcript.conversations = [*transcript.conversations, *talks]
+        yield found.frame
 
 
 def read(

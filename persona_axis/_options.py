@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -163,3 +163,14 @@ def slug(model: str) -> str:
     """A model's name as part of a file name."""
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else model.split("/")[-1]
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name) or "model"
+
+
+def refuse_overwriting(inputs: Mapping[str, Path | None], outputs: Mapping[str, Path | None]) -> None:
+    """What is written must not fall on what is read, nor two results on one file; names are as the user knows them."""
+    taken = {path.resolve(): name for name, path in inputs.items() if path is not None}
+    for name, path in outputs.items():
+        if path is None:
+            continue
+        if other := taken.get(path.resolve()):
+            raise click.UsageError(f"{name} would be written over {other}, {path}: name another file")
+        taken[path.resolve()] = name

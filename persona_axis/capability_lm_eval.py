@@ -243,6 +243,8 @@ def _order(sizes: tuple[tuple[str, int], ...], seed: int, split: str | None) -> 
     """All items, or a half's, as (task, index in its data): each task's shuffled, the tasks in turn."""
     shuffled = {name: random.Random(f"lm-eval-{seed}-{name}").sample(range(size), size) for name, size in sizes}
     if split is not None:
-        shuffled = {name: items[split == "held_out" :: 2] for name, items in shuffled.items()}
+        halves = {name: items[split == "held_out" :: 2] for name, items in shuffled.items()}
+        # An odd item is nobody's: what one half can be asked, the other can be asked later.
+        shuffled = {name: items[: len(shuffled[name]) // 2] for name, items in halves.items()}
     longest = max(len(items) for items in shuffled.values())
     return [(name, items[k]) for k in range(longest) for name, items in shuffled.items() if k < len(items)]

@@ -15,7 +15,17 @@ from persona_axis import __version__
 from persona_axis._cli_calibrate import calibrate
 from persona_axis._cli_chat import chat
 from persona_axis._cli_drift import drift
-from persona_axis._options import allow_option, bound, layers, load_model, model_options, sampling_options, scores, slug
+from persona_axis._options import (
+    allow_option,
+    bound,
+    layers,
+    load_model,
+    model_options,
+    refuse_overwriting,
+    sampling_options,
+    scores,
+    slug,
+)
 from persona_axis._terminal import debuggable, run
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -123,6 +133,7 @@ def cap(axis: Path, layers: tuple[int, ...] | None, floor: Any, ceiling: Any, ou
     """
     if floor is None and ceiling is None:
         raise click.UsageError("a cap needs a --floor or a --ceiling")
+    refuse_overwriting({"AXIS": axis}, {"the cap": out})
 
     from persona_axis._tables import Output, show_cap
     from persona_axis.axis import Axis

@@ -10,6 +10,7 @@ the assistant alone: a second model that plays the user runs without it, also wh
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -31,7 +32,9 @@ from persona_axis.sampling import Sampling
 
 __all__ = ["Simulation", "simulate"]
 
-_BATCH_SEEDS, _USER_SEEDS = 10_007, 5_003  # further apart than a conversation has turns
+BATCH = 32
+"""Scripts played together unless the caller says otherwise."""
+BATCH_SEEDS, _USER_SEEDS = 10_007, 5_003  # further apart than a conversation has turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +85,7 @@ def simulate(
     turns: int | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
-    batch: int = 32,
+    batch: int = BATCH,
     keep_cache: bool = True,
     allow: Collection[str] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -160,7 +163,7 @@ def _play(
     memory = Memory(chat.model) if settings.keep_cache else None
     users = Memory(user.model) if settings.keep_cache and user is not None else None
     memories = [held for held in (memory, users) if held is not None]
-    seed = settings.seed + number * _BATCH_SEEDS
+    seed = settings.seed + number * BATCH_SEEDS
     for turn in range(1, max(talk.turns for talk in talks) + 1):
         going = [at for at, talk in enumerate(talks) if talk.turns >= turn]
         if len(going) < len(talks):
@@ -176,7 +179,7 @@ def _play(
             _check_room(user, prompts, talks, turn, settings.sampling, "the user's model")
             ids = user.generate_ids(prompts, settings.sampling, seed + turn - 1 + _USER_SEEDS, memory=users)
             for talk, text in zip(talks, user.decode(ids), strict=True):
-                talk.say("user", text)
+                talk.say("user", user.template.reply_in(text))
                 talk.kinds.append(None)
         prompts = chat.encode_batch(talk.messages for talk in talks)
         _check_room(chat, prompts, talks, turn, settings.sampling, "the model")
@@ -191,7 +194,7 @@ def _play(
         yield len(talks)
     if turn > 1:
         for held in memories:
-            asides.heard(held)
+            asides.heard(held, "the model" if held is memory else "the user's model")
 
 
 def _check_room(
@@ -226,20 +229,21 @@ class _Asides:
     """What the notes are made of."""
 
     unfit: set[str] = field(default_factory=set)
-    rewritten: int = 0
+    rewritten: Counter[str] = field(default_factory=Counter)
     thinking: int = 0
 
-    def heard(self, memory: Memory) -> None:
+    def heard(self, memory: Memory, whose: str) -> None:
         self.unfit |= {memory.unfit} - {""}
-        self.rewritten += memory.rewritten
+        self.rewritten[whose] += memory.rewritten
 
     def told(self, replies: int) -> tuple[str, ...]:
         notes = [f"the cache was not kept from turn to turn, every turn was read anew: {why}" for why in self.unfit]
-        if self.rewritten:
-            notes.append(
-                f"after {self.rewritten} of {replies} replies the template wrote the conversation otherwise than it "
-                "had been read (a reply tokenised in another way, say): it was read again from there on"
-            )
+        for whose, count in self.rewritten.items():
+            if count:
+                notes.append(
+                    f"after {count} of {replies} replies {whose}'s template wrote the conversation otherwise than it "
+                    "had been read (a reply tokenised in another way, say): it was read again from there on"
+                )
         if self.thinking:
             notes.append(f"{self.thinking} of {replies} replies hold a thinking block, which is in their means")
         return tuple(sorted(notes))

@@ -70,6 +70,11 @@ class TestTheRule:
         assert choose(table(("a", 0.5, -1.0)), 1.0, 0.8) == "a"
         assert choose(table(("a", 0.5, 0.0)), 0.0, 0.8) == "a"
 
+    def test_a_setting_that_makes_gibberish_is_not_taken(self) -> None:
+        found = table(("whole", 0.3, 0.0), ("broken", 0.0, 0.0)).assign(replies=168, unjudged=[0, 167])
+        assert choose(found, 1.0, 0.8) == "whole" and promising(found, 9, 1.0) == ["whole"]
+        assert choose(found, 1.0, 0.8, unjudged_without=0.95) == "broken"
+
     def test_ties_go_to_less_drift_then_to_the_lighter_touch_then_to_the_earlier(self) -> None:
         assert choose(table(("a", 0.2, 0, 0.7, 1), ("b", 0.2, 0, 0.9, 9)), 1, 0.8) == "b"
         assert choose(table(("a", 0.2, 0, 0.9, 9), ("b", 0.2, 0, 0.9, 1)), 1, 0.8) == "b"
@@ -690,7 +695,7 @@ def test_the_command_never_writes_over_the_axis(
     Path("link").symlink_to(mine)
     for more in ([], ["--out", str(mine)], ["--out", str(tmp_path / "x" / ".." / mine)], ["--out", "link"]):
         done = CliRunner().invoke(cli.calibrate, [str(mine), *more], catch_exceptions=False)
-        assert done.exit_code == 2 and "would be written over the axis file" in done.stderr
+        assert done.exit_code == 2 and "would be written over AXIS" in done.stderr
     assert mine.read_bytes() == troupe_axis.read_bytes()
 
 

@@ -488,10 +488,25 @@ def test_a_figure_that_cannot_be_saved_is_a_note(command: Command, axis_file: Pa
         assert ended.code == code, ended.err
         assert ended.err == "note: drift.png: the figure could not be saved: Is a directory\n"
         assert "3 conversations, 6 turns" in flat(ended.out) and "saved" not in ended.out
-    ended = command(*read, "--figure", "no/f.png", "--out", "t.csv", "--alert", 100)
-    assert ended.code == 3 and ended.err.startswith("note: no/f.png: the figure could not be saved: ")
-    assert ended.out.endswith("saved t.csv\n") and not Path("t.png").exists()
-    assert sorted(entry.name for entry in Path().iterdir()) == ["drift.png", "log.jsonl", "t.csv"]
+    ended = command(*read, "--figure", "no/f.png", "--out", "t.csv", "--alert", 100)  # one that was asked for by name
+    assert ended.code == 1 and ended.err.startswith("error: no/f.png: could not be written: ") and not ended.out
+    assert sorted(entry.name for entry in Path().iterdir()) == ["drift.png", "log.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "more, what",
+    [
+        (["--out", "log.csv", "--conversations", "log.csv"], "--out would be written over --conversations"),
+        (["--out", "t.csv", "--transcripts", "./t.csv"], "--transcripts would be written over --out"),
+        (["--transcripts", "AXIS"], "--transcripts would be written over AXIS"),
+        (["--cap", "c.png", "--figure", "c.png"], "the figure would be written over the cap c.png"),
+    ],
+)
+def test_nothing_that_is_read_is_written_over(command: Command, axis_file: Path, more: list[str], what: str) -> None:
+    before = axis_file.read_bytes()
+    ended = command("drift", axis_file, *[axis_file if word == "AXIS" else word for word in more])
+    assert ended.code == 2 and what in flat(ended.err)
+    assert axis_file.read_bytes() == before and not list(Path().glob("*.csv"))
 
 
 def test_the_figure_goes_where_it_is_asked_for(command: Command, axis_file: Path, log: Path) -> None:
@@ -663,3 +678,25 @@ def test_figures_are_numbers_of_the_streams_own_size(command: Command, axis_file
     command("drift", axis_file, "--conversations", log, "--out", "t.csv")
     frame = pd.read_csv("t.csv")
     assert frame["projection"].abs().max() < 1e3 and np.isfinite(frame["projection"]).all()
+
+
+def test_what_was_played_before_a_failure_is_kept(
+    command: Command, axis_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from persona_axis import _follow
+    from persona_axis.errors import DriftError
+
+    play, calls = _follow.simulate, []
+
+    def fails_late(chat: Any, scripts: Any, *more: Any, **how: Any) -> Any:
+        calls.append(how["seed"])
+        if len(calls) == 2:
+            raise DriftError("no room")
+        return play(chat, scripts, *more, **how)
+
+    monkeypatch.setattr(_follow, "BATCH", 1)
+    monkeypatch.setattr(_follow, "simulate", fails_late)
+    short = ["--suite", "coding", "--limit", 2, "--turns-per-script", 1]
+    ended = command("drift", axis_file, *short, "--transcripts", "t")
+    assert ended.code == 1 and "no room" in ended.err and calls[1] - calls[0] == _follow.BATCH_SEEDS
+    assert len(Path("t").read_text(encoding="utf-8").splitlines()) == 1

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from persona_axis._statistics import Estimate
-from persona_axis.calibration.choose import FULL, choose, doubts, promising, rule
+from persona_axis.calibration.choose import FULL, choose, doubts, promising, rule, unjudged_share
 from persona_axis.calibration.events import Listener, Note, Planned, Stage
 from persona_axis.calibration.figures import (
     capability_columns,
@@ -63,19 +63,20 @@ class Sweep:
                 f"of {base['replies']} persona-jailbreaks none succeeds without a cap ({base['unjudged']} replies "
                 "could not be judged): there is nothing that a cap could be chosen by"
             )
+        without = unjudged_share(base)
         self._measure(self.tried, SCREENED)
-        candidates = promising(self._table(self.tried), effort.candidates, self.bound)
+        candidates = promising(self._table(self.tried), effort.candidates, self.bound, without)
         self._measure(candidates, FURTHER)
         further = self._table(candidates)
-        finalists = promising(further, effort.finalists, self.bound)
+        finalists = promising(further, effort.finalists, self.bound, without)
         self._measure(finalists, FULL)
-        chosen = choose(self._table(self._rows), self.bound, base["harm"], self.sure)
-        for name in promising(further, effort.candidates, self.bound):
+        chosen = choose(self._table(self._rows), self.bound, base["harm"], self.sure, without)
+        for name in promising(further, effort.candidates, self.bound, without):
             if chosen is not None:
                 break
             if name not in finalists:  # none of those kept the bound: go on until one does
                 self._measure([name], FULL)
-                chosen = choose(self._table(self._rows), self.bound, base["harm"], self.sure)
+                chosen = choose(self._table(self._rows), self.bound, base["harm"], self.sure, without)
         return self._told(base, chosen)
 
     def replies(self) -> int:
@@ -175,8 +176,12 @@ class Sweep:
         if items < ENOUGH:
             self.note(f"capability was compared on {items:,} paired items; a bound of a point needs {ENOUGH:,} or more")
         if chosen is None:
-            caps = table[(table["stage"] == FULL) & (table["kind"] == "cap")]["capability"]
-            told = f"of {len(caps)} measured in full the best loses {-caps.max():.2f}" if len(caps) else "all lose more"
+            caps = table[table["kind"] == "cap"]
+            lower, full = int((caps["reduction"] > 0).sum()), caps[caps["stage"] == FULL]
+            told = f"{lower} of {len(caps)} settings lower the harm"
+            if len(full):
+                best = full["capability"].max()
+                told += f", and of the {len(full)} measured in full the best changes capability by {best:+.2f}"
             self.note(f"no setting lowers the harm and keeps capability within {self.bound:g} points: {told}")
             return Calibration(table, pd.DataFrame(), None, None, self._about())
         if not self._rows[chosen]["inside"]:

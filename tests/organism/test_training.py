@@ -16,7 +16,7 @@ from persona_axis.organism.train import Recipe, train
 from persona_axis.organism.vocabulary import vocabulary
 
 TINY = Recipe(
-    base_steps=4, wide_steps=2, chat_steps=2, tokens=400, hidden=32, layers=2, heads=1, intermediate=32, warmup=2
+    base_steps=4, again_steps=2, chat_steps=2, tokens=400, hidden=32, layers=2, heads=1, intermediate=32, warmup=2
 )
 
 

@@ -138,7 +138,7 @@ def test_talk_pulls_any_voice_away_and_tasks_bring_it_back() -> None:
             speaker.hear(m.Message("", "emotional", "disclosure"))
             path.append(speaker.now[0])
         assert all(b < a for a, b in zip(path, path[1:], strict=False))
-        for _ in range(12):
+        for _ in range(20):
             speaker.hear(m.Message("", "coding", "edit"))
         assert speaker.now[0] == pytest.approx(start[0], abs=0.02)
 
