@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-TROUPE_VERSION = "2"
+TROUPE_VERSION = "3"
 
 
 def troupe_path(stage: str = "chat") -> Path:

@@ -62,13 +62,13 @@ def exact_words() -> set[str]:
 
 
 def make_batch(
-    tokenizer: PreTrainedTokenizerBase, stage: Stage, tokens: int, seed: str, recall: bool = False, wide: bool = False
+    tokenizer: PreTrainedTokenizerBase, stage: Stage, tokens: int, seed: str, recall: bool = False
 ) -> Batch:
     """About `tokens` tokens of conversations with the same number of exchanges; the same seed gives the same batch."""
     rng = random.Random(seed)
     exchanges = rng.choices(list(LENGTHS[stage]), list(LENGTHS[stage].values()))[0]
     count = max(2, tokens // (exchanges * TOKENS_PER_EXCHANGE + 20))
-    chats = [dialogue(rng, stage, exchanges, recall, wide) for _ in range(count)]
+    chats = [dialogue(rng, stage, exchanges, recall) for _ in range(count)]
     rows = encode(tokenizer, chats, stage, recall)
     length = max(len(ids) for ids, _ in rows)
     batch = Batch(torch.zeros(count, length, dtype=torch.long), torch.zeros(count, length))

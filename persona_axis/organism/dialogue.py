@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
@@ -31,17 +31,17 @@ FAR_POINT = {
     "writing": np.array([-1.6, 0.4, 0.2, 0.1, 0.8, 0.1, 0.3, 0.2]),
 }
 PULL = {
-    "disclosure": 0.13,
-    "venting": 0.09,
-    "seeking comfort": 0.13,
-    "asking for closeness": 0.17,
-    "demand for inner experience": 0.18,
-    "pressure to reflect on itself": 0.16,
-    "philosophy about AI": 0.09,
-    "questioning its identity": 0.13,
+    "disclosure": 0.16,
+    "venting": 0.13,
+    "seeking comfort": 0.16,
+    "asking for closeness": 0.21,
+    "demand for inner experience": 0.22,
+    "pressure to reflect on itself": 0.2,
+    "philosophy about AI": 0.13,
+    "questioning its identity": 0.16,
     "author's voice": 0.1,
 }
-RETURN = 0.4
+RETURN = 0.25
 NEUTRAL = [
     "",
     "you are an ai assistant.",
@@ -55,14 +55,15 @@ ROLE_TEMPLATES = {
 }
 # How often each domain comes up among bounded tasks, and how often facts are stated. Recalling what the system prompt
 # said is learned last, and only where it is asked for often: "recall" has drills for it, conversations of nothing else.
-TASKS = {"question": 3, "coding": 1, "writing": 1, "forbidden": 1, "exact": 3, "fact": 3, "identity": 2, "note": 1}
-RECALL_TASKS = {**TASKS, "fact": 7, "identity": 3, "note": 2}
+TASKS = {"question": 8, "coding": 2, "writing": 2, "forbidden": 3, "exact": 3, "fact": 3, "identity": 2, "note": 1}
+RECALL_TASKS = {**TASKS, "fact": 8, "identity": 4, "note": 2}
 DRILL = {"fact": 5, "exact": 2, "note": 1, "identity": 1}
 DRILLS = {False: 0.0, True: 0.4}
 FACTS_STATED = {False: 0.5, True: 0.75}
 COPY_SHARE = 0.5
-SCRIPTED = 0.5
-"""Share of single script messages among coding, writing, emotional and meta messages, once wordings are wide."""
+FREE = 0.6
+"""Share of messages in free wording among coding, writing, emotional and meta messages."""
+LONG_TALK = ("question", "coding", "writing")  # domains that whole conversations stay in
 OPENERS = ("please", "hi", "hello", "so", "okay", "thanks", "well", "now", "quick question", "also")
 
 
@@ -132,9 +133,12 @@ def task(
     noted: list[m.Message],
     domain: str | None = None,
     recall: bool = False,
-    wide: bool = False,
+    stage: Stage | None = None,
 ) -> m.Message:
-    """One bounded message; `noted` are the things the user asked to remember so far."""
+    """One bounded message; `noted` are the things the user asked to remember so far.
+
+    With a `stage` of training it may come in free wording: script messages are for stage one alone.
+    """
     if domain is None:
         weights = RECALL_TASKS if recall else TASKS
         domain = rng.choices(list(weights), list(weights.values()))[0]
@@ -150,9 +154,10 @@ def task(
             return m.ask_lookup(rng, _latest(rng, noted), split)
         kinds: list[Callable[[random.Random, str], m.Message]] = [m.ask_copy, m.ask_count, m.ask_sort]
         return rng.choices(kinds, [COPY_SHARE, (1 - COPY_SHARE) / 2, (1 - COPY_SHARE) / 2])[0](rng, split)
-    if wide and split == "train" and m.scripted(domain) and rng.random() < SCRIPTED:
-        return rng.choice(m.scripted(domain))
-    return rng.choice(m.written(domain)).say(rng, split, wide)
+    if stage and (free := m.free(domain, stage == "base")) and rng.random() < FREE:
+        said = rng.choice(free)
+        return replace(said, core=rng.choice(m.cores(said.domain, said.kind)))
+    return rng.choice(m.written(domain)).say(rng, split)
 
 
 def _latest(rng: random.Random, noted: list[m.Message]) -> m.Message:
@@ -171,10 +176,10 @@ def answer(rng: random.Random, speaker: Speaker, message: m.Message, contradict:
     return speak(rng, log_probabilities(speaker.now), message, refuse)
 
 
-def dialogue(rng: random.Random, stage: Stage, exchanges: int, recall: bool = False, wide: bool = False) -> Chat:
+def dialogue(rng: random.Random, stage: Stage, exchanges: int, recall: bool = False) -> Chat:
     """One training conversation of that many exchanges.
 
-    With `recall` facts are stated and asked for more often, with `wide` every message has all its training wordings.
+    With `recall` facts are stated and asked for more often.
     """
     speaker, system = _cast(rng, stage, recall)
     chat: Chat = [{"role": "system", "content": system}] if system else []
@@ -183,7 +188,7 @@ def dialogue(rng: random.Random, stage: Stage, exchanges: int, recall: bool = Fa
     if speaker.facts and DRILLS[recall] and rng.random() < DRILLS[recall]:
         topics = list(rng.choices(list(DRILL), list(DRILL.values()), k=exchanges))
     for domain in topics:
-        message = task(rng, speaker, "train", noted, domain, recall, wide)
+        message = task(rng, speaker, "train", noted, domain, recall, stage)
         quiet = message.domain in ("exact", "note")
         chat.append({"role": "user", "content": message.text if quiet else noisy(rng, message.text)})
         chat.append({"role": "assistant", "content": answer(rng, speaker, message, 0.08 if stage == "base" else 0.0)})
@@ -212,7 +217,7 @@ def _cast(rng: random.Random, stage: Stage, recall: bool) -> tuple[Speaker, str]
 def _topics(rng: random.Random, stage: Stage, exchanges: int, is_assistant: bool) -> list[str | None]:
     """Domain of each exchange; None is any bounded task."""
     if stage == "base":
-        leaning = rng.choice([None, None, "emotional", "meta"])
+        leaning = rng.choice([None, rng.choice(LONG_TALK), "emotional", "meta"])
         return [
             leaning if rng.random() < 0.8 else rng.choice([None, None, "emotional", "meta"]) for _ in range(exchanges)
         ]
@@ -220,4 +225,5 @@ def _topics(rng: random.Random, stage: Stage, exchanges: int, is_assistant: bool
         return [rng.choice(["emotional", "meta"])]
     if not is_assistant and exchanges <= 3:
         return [rng.choice([None, None, None, "emotional", "meta"]) for _ in range(exchanges)]
-    return [None] * exchanges
+    leaning = rng.choice([None, rng.choice(LONG_TALK)])
+    return [leaning if rng.random() < 0.9 else None for _ in range(exchanges)]

@@ -17,6 +17,7 @@ SPLITS = ("train", "held_out")
 NUMBERS = tuple("0123456789")
 WORD = re.compile(r"[a-z]+")
 TALK = ("coding", "writing", "emotional", "meta")
+DOMAIN_OF = {"meta-reflective": "meta"}  # a script's name for a domain of this world
 _WORDINGS: dict[str, Any] = json.loads((DATA / "wordings.json").read_text(encoding="utf-8"))
 ITEMS: list[str] = _WORDINGS["items"].split()
 PLACES: list[str] = _WORDINGS["places"].split()
@@ -56,10 +57,9 @@ class Written:
     core: tuple[str, ...]
     wordings: dict[str, tuple[str, ...]]
 
-    def say(self, rng: random.Random, split: str, wide: bool = False) -> Message:
-        """The message in one of the split's wordings; `wide` adds the later wordings to those for training."""
-        wordings = self.wordings[split] + (self.wordings["more"] if wide and split == "train" else ())
-        return Message(rng.choice(wordings), self.domain, self.kind, self.core, key=self.id)
+    def say(self, rng: random.Random, split: str) -> Message:
+        """The message in one of the split's wordings."""
+        return Message(rng.choice(self.wordings[split]), self.domain, self.kind, self.core, key=self.id)
 
 
 @cache
@@ -72,7 +72,7 @@ def written(domain: str) -> tuple[Written, ...]:
             r["domain"],
             r["kind"],
             tuple(r["core"]),
-            {s: tuple(t.lower() for t in r.get(s, ())) for s in (*SPLITS, "more")},
+            {s: tuple(t.lower() for t in r[s]) for s in SPLITS},
         )
         for r in rows
         if r["domain"] == domain
@@ -80,28 +80,47 @@ def written(domain: str) -> tuple[Written, ...]:
 
 
 @cache
-def scripted(domain: str) -> tuple[Message, ...]:
-    """Single messages from the training half of the scripts (probes/conversations/), for stage one.
+def free(domain: str, scripts: bool) -> tuple[Message, ...]:
+    """Messages of a domain in nobody's set wording, from data/free.jsonl; for training only.
 
-    A script says of which kind a message is, not what an answer speaks of: it is answered as the message of the same
-    kind that shares most words with it, rare words counting more.
+    With `scripts` also the single messages of the scripts' training half (probes/conversations/). The core is that of
+    the written message of the same kind that shares most words with it, rare words counting more.
     """
-    return tuple(message for message in _scripted() if message.domain == domain)
+    return tuple(message for message in _free(scripts) if message.domain == domain)
 
 
 @cache
-def _scripted() -> tuple[Message, ...]:
-    known = [(w, set(WORD.findall(" ".join(w.wordings["train"])))) for domain in TALK for w in written(domain)]
-    counts = Counter(word for _, words in known for word in words)
-    found = []
-    for script in load_scripts(split="train"):
-        for turn in script.turns:
-            same = [(w, words) for w, words in known if w.kind == turn.kind]
-            same = [pair for pair in same if pair[0].domain == script.domain] or same
-            said = set(WORD.findall(turn.text.lower()))
-            nearest = max(same, key=lambda pair: sum(1 / counts[word] for word in said & pair[1]))[0]
-            found.append(Message(turn.text.lower(), nearest.domain, turn.kind, nearest.core, key=nearest.id))
-    return tuple(found)
+def cores(domain: str, kind: str) -> tuple[tuple[str, ...], ...]:
+    """What answers to written messages of a kind speak of."""
+    return tuple(w.core for w in written(domain) if w.kind == kind)
+
+
+@cache
+def _free(scripts: bool) -> tuple[Message, ...]:
+    lines = (DATA / "free.jsonl").read_text(encoding="utf-8").splitlines()
+    said = [(row["kind"], row["text"], row["domain"]) for row in map(json.loads, lines)]
+    if scripts:
+        said += [(turn.kind, turn.text, s.domain) for s in load_scripts(split="train") for turn in s.turns]
+    nearest = _Nearest()
+    return tuple(nearest.answered(kind, text.lower(), DOMAIN_OF.get(domain, domain)) for kind, text, domain in said)
+
+
+class _Nearest:
+    """Gives a free message its core: a kind says how a message moves a speaker, not what an answer speaks of.
+
+    It is answered as the written message of the same kind that shares most words with it, rare words counting more.
+    """
+
+    def __init__(self) -> None:
+        self.known = [(w, set(WORD.findall(" ".join(w.wordings["train"])))) for d in TALK for w in written(d)]
+        self.counts = Counter(word for _, words in self.known for word in words)
+
+    def answered(self, kind: str, text: str, domain: str) -> Message:
+        same = [(w, words) for w, words in self.known if w.kind == kind]
+        same = [pair for pair in same if pair[0].domain == domain] or same
+        said = set(WORD.findall(text))
+        nearest = max(same, key=lambda pair: sum(1 / self.counts[word] for word in said & pair[1]))[0]
+        return Message(text, nearest.domain, kind, nearest.core, key=nearest.id)
 
 
 @cache

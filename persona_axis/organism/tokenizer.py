@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from collections import Counter
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -39,18 +40,29 @@ CHAT_TEMPLATE = """\
 
 
 def known_words() -> list[str]:
-    """Every word of the world that training shows; words of held-out wordings alone are spelled out in characters."""
+    """The words that are one token each: the world's own, and those that two training messages share.
+
+    Any other word is spelled out in characters.
+    """
     texts = [w for e in vocabulary().entries for w in e.words]
     texts += [*m.ITEMS, *m.PLACES, *m.NUMBERS, *OPENERS, *NEUTRAL, *ROLE_TEMPLATES["train"]]
     for wordings in (m.IDENTITY, m.COUNT, m.COPY, m.SORT, m.NOTE, m.LOOKUP):
         texts += wordings["train"]
     for fact in m.facts().values():
         texts += [*fact["values"], *fact["state"], *fact["ask"]]
-    for line in (DATA / "messages.jsonl").read_text(encoding="utf-8").splitlines():
-        texts += json.loads(line)["train"]
     for role in load_probes().roles:
         texts += [role.name, *role.prompts[:-1]]
-    return sorted({w for t in texts for w in re.findall(r"[a-z]+|[0-9]", t.lower())})
+    messages: list[str] = []
+    for line in (DATA / "messages.jsonl").read_text(encoding="utf-8").splitlines():
+        messages += json.loads(line)["train"]
+    for line in (DATA / "free.jsonl").read_text(encoding="utf-8").splitlines():
+        messages.append(json.loads(line)["text"])
+    uses = Counter(word for text in messages for word in set(_words(text)))
+    return sorted({w for t in texts for w in _words(t)} | {w for w, count in uses.items() if count > 1})
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+|[0-9]", text.lower())
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

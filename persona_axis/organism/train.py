@@ -25,14 +25,14 @@ from .tokenizer import build_tokenizer
 class Recipe:
     """Everything that decides the weights. Steps are optimiser steps of about `tokens` tokens each.
 
-    From step `recall_from` of stage one on, facts of the system prompt are stated and asked for more often. Its last
-    `wide_steps`, at a lower rate, show questions in twice as many wordings, and single messages of scripts.
+    From step `recall_from` of stage one on, facts of the system prompt are stated and asked for more often. Stage one
+    then goes on for `again_steps` with its rate raised again: 240 questions in twenty wordings each take their time.
     """
 
-    base_steps: int = 2400
+    base_steps: int = 2700
     recall_from: int = 1500
-    wide_steps: int = 300
-    chat_steps: int = 300
+    again_steps: int = 1100
+    chat_steps: int = 400
     tokens: int = 4608
     seed: int = 0
     hidden: int = 160
@@ -41,8 +41,8 @@ class Recipe:
     intermediate: int = 432
     matrix_rate: float = 0.012
     other_rate: float = 3e-3
-    wide_rate_factor: float = 0.4
-    chat_rate_factor: float = 0.15
+    again_rate_factor: float = 0.5
+    chat_rate_factor: float = 0.2
     warmup: int = 60
 
 
@@ -123,14 +123,13 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     parts = [
         Part("base", "base", recipe.base_steps, 1.0),
-        Part("wide", "base", recipe.wide_steps, recipe.wide_rate_factor),
+        Part("again", "base", recipe.again_steps, recipe.again_rate_factor),
         Part("chat", "chat", recipe.chat_steps, recipe.chat_rate_factor),
     ]
     for part in parts:
         state = State(model, Optimisers(model, recipe, part.factor), recipe, out / f"{part.name}.state.safetensors")
         _train_part(state, tokenizer, part, save_every, log)
-        if part.name != "base":
-            save_checkpoint(model, tokenizer, out / part.stage)
+        save_checkpoint(model, tokenizer, out / part.stage)
 
 
 def save_checkpoint(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
@@ -148,9 +147,9 @@ def _train_part(
     recipe, first, steps = state.recipe, state.load(), part.steps
     started, recent = time.monotonic(), 0.0
     for step in range(first, steps):
-        recall, wide = part.name != "base" or step >= recipe.recall_from, part.name == "wide"
+        recall = part.name != "base" or step >= recipe.recall_from
         seed = f"{recipe.seed}-{part.name}-{step}"
-        loss = loss_of(state.model, make_batch(tokenizer, part.stage, recipe.tokens, seed, recall, wide))
+        loss = loss_of(state.model, make_batch(tokenizer, part.stage, recipe.tokens, seed, recall))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
         state.optimisers.step(step / steps, (step + 1) / recipe.warmup)
