@@ -102,7 +102,8 @@ class TestAxis:
         assert reader.get_field("controlvector.layer_count").contents() == 3
         rows = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
         assert list(rows) == ["direction.1", "direction.2", "direction.3"]
-        assert np.array_equal(rows["direction.2"], made.direction[2].numpy()) and rows["direction.2"].dtype == np.float32
+        assert np.array_equal(rows["direction.2"], made.direction[2].numpy())
+        assert {row.dtype for row in rows.values()} == {np.dtype(np.float32)}
 
     def test_gguf_that_cannot_be(self, tmp_path, monkeypatch):
         with pytest.raises(VectorsError, match="layer 0 cannot be steered, and no other layer is there"):

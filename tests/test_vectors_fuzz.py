@@ -20,6 +20,8 @@ from persona_axis.vectors.reading import read
 from persona_axis.vectors.telling import Said
 
 FORMS = ("tensor", "dictionary", "capping", "npy", "safetensors", "numbered", "gguf")
+MAGICS = (b"", b"GGUF\x03\0\0\0", b"\x93NUMPY\x01\0", b"PK\x03\x04", b"\x80\x02")
+COUNTS = (0, 1, 2**31, 2**32 - 1, 2**60, 2**63, 2**64 - 1)
 EXAMPLES = 150
 MEMORY = 8 * 2**20  # Python's own allocations while a file of some kB is read
 
@@ -53,7 +55,7 @@ def mutations(draw):
         value = draw(
             st.one_of(
                 st.binary(min_size=1, max_size=9),
-                st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**60, 2**63, 2**64 - 1]).map(lambda n: n.to_bytes(8, "little")),
+                st.sampled_from(COUNTS).map(lambda n: n.to_bytes(8, "little")),
             )
         )
         steps.append((kind, place, value))
@@ -108,7 +110,7 @@ def test_mutated_files(files, tmp_path_factory, form):
     assert path.parent.is_dir() and [file.name for file in path.parent.iterdir()] == ["mutant"]
 
 
-@given(st.binary(max_size=300), st.sampled_from([b"", b"GGUF\x03\0\0\0", b"\x93NUMPY\x01\0", b"PK\x03\x04", b"\x80\x02"]))
+@given(st.binary(max_size=300), st.sampled_from(MAGICS))
 @settings(max_examples=200, deadline=None)
 def test_noise_behind_every_magic(tmp_path_factory, noise, magic):
     path = tmp_path_factory.mktemp("noise") / "file"

@@ -195,8 +195,9 @@ class TestClamps:
     """h - v max(<h, v> - tau, 0) along the negated axis is a floor of -tau along the axis."""
 
     @given(
-        seed=st.integers(0, 2**31), tau=st.floats(-20, 20), length=st.floats(1e-3, 1e3), points=st.sampled_from(["toward", "away"])
-    )
+        seed=st.integers(0, 2**31), tau=st.floats(-20, 20), length=st.floats(1e-3, 1e3),
+        points=st.sampled_from(["toward", "away"]),
+    )  # fmt: skip
     @settings(max_examples=150, deadline=None)
     def test_both_formulas_on_the_same_hidden_states(self, seed, tau, length, points):
         generator = torch.Generator().manual_seed(seed)
@@ -204,9 +205,8 @@ class TestClamps:
         vector = torch.randn(16, generator=generator, dtype=torch.float64) * length
         published = published_clamp(hidden, vector, tau)
         bounds = bounds_of("x", [Clamp(4, vector.numpy(), tau)], points)
-        cap = Cap(
-            bounds.direction, bounds.layers, *(b if np.isfinite(b).all() else None for b in (bounds.floor, bounds.ceiling))
-        )
+        low, high = (b if np.isfinite(b).all() else None for b in (bounds.floor, bounds.ceiling))
+        cap = Cap(bounds.direction, bounds.layers, low, high)
         assert (cap.floor is None) == (points == "toward") and (cap.ceiling is None) == (points == "away")
         ours = clamped(hidden, cap.direction[0], *(None if b is None else b[0] for b in (cap.floor, cap.ceiling)))
         torch.testing.assert_close(ours, published, rtol=1e-6, atol=1e-5)
@@ -266,7 +266,7 @@ class TestClamps:
         held["experiments"].append({"id": "mixed", "interventions": mixed})
         found = read(saved(tmp_path / "c.pt", held))
         for name, says in (
-            (None, "several experiments; name one with --experiment: layers_1:3-p0.25, layers_1:3-p0.5, baseline"),
+            (None, "several experiments; name one with --experiment: 'layers_1:3-p0.25', 'layers_1:3-p0.5', 'baseline'"),
             ("other", "no experiment 'other'"),
             ("baseline", "'baseline' caps nothing"),
             ("layers_0:3-p1", "names layers 0 to 2 and holds 1, 2"),

@@ -42,7 +42,7 @@ def found_in_safe(where: str, file: SafeFile) -> Found:
 def _numbered(where: str, file: SafeFile) -> Found:
     matches = {name: _NUMBERED.fullmatch(name) for name in file.arrays}
     if None in matches.values() or len({match[1] for match in matches.values() if match}) != 1:
-        names = ", ".join(name[:40] for name in list(file.arrays)[:5])
+        names = ", ".join(repr(name[:40]) for name in list(file.arrays)[:5])
         raise VectorsError(
             f"{where}: holds {names}; expected one tensor, or vectors whose names differ by a layer number"
         )
@@ -50,7 +50,7 @@ def _numbered(where: str, file: SafeFile) -> Found:
     if len(by_number) != len(matches):
         raise VectorsError(f"{where}: two tensors have the same number")
     index = tuple(sorted(by_number))
-    parts = [checked_rows(where, by_number[i][:60], file.arrays[by_number[i]], ranks=(1,)) for i in index]
+    parts = [checked_rows(where, repr(by_number[i][:60]), file.arrays[by_number[i]], ranks=(1,)) for i in index]
     if len({part.shape for part in parts}) != 1:
         raise VectorsError(f"{where}: its vectors differ in width")
     return Found(where, "safetensors by number", np.concatenate(parts), index, named=True)

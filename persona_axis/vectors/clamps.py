@@ -62,7 +62,7 @@ def chosen(clamps: Clamps, experiment: str | None) -> tuple[str, tuple[Clamp, ..
     if experiment is None and len(names) == 1:
         experiment = names[0]
     if experiment is None or experiment not in clamps.experiments:
-        some = ", ".join(name[:60] for name in names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "")
+        some = ", ".join(repr(name[:60]) for name in names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "")
         asked = "holds several experiments" if experiment is None else f"no experiment {experiment!r}"
         raise VectorsError(f"{clamps.where}: {asked}; name one with --experiment: {some}")
     held = clamps.experiments[experiment]

@@ -83,7 +83,8 @@ def checked_rows(where: str, name: str, values: NDArray[Any], *, ranks: tuple[in
     if values.ndim not in ranks or 0 in values.shape:
         shapes = " or ".join({1: "[hidden]", 2: "[layers, hidden]"}[rank] for rank in ranks)
         raise VectorsError(f"{where}: {name} has shape {list(values.shape)}; expected {shapes}")
-    rows = np.atleast_2d(values).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is found below
+        rows = np.atleast_2d(values).astype(np.float64)
     bad = np.flatnonzero(~(np.abs(rows) <= _LARGEST).all(axis=1))
     if bad.size:
         raise VectorsError(f"{where}: {name} holds NaN, infinite or absurdly large values, first in row {bad[0]}")

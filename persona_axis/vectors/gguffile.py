@@ -79,9 +79,9 @@ def _entry(walk: _Walk) -> _Entry:
     sides = walk.unpack(f"{rank}Q") if rank <= 4 else (0, 0)
     kind, offset = walk.unpack("IQ")
     if rank != 1:
-        raise VectorsError(f"{walk.where}: {name[:60]}: has {rank} dimensions; a direction has one")
+        raise VectorsError(f"{walk.where}: {name[:60]!r}: has {rank} dimensions; a direction has one")
     if kind not in _FLOATS:
-        raise VectorsError(f"{walk.where}: {name[:60]}: is quantised or no float (type {kind}); expected float32")
+        raise VectorsError(f"{walk.where}: {name[:60]!r}: is quantised or no float (type {kind}); expected float32")
     return _Entry(name, sides[0], _FLOATS[kind], offset)
 
 

@@ -6,6 +6,7 @@ other types. What needs more is refused by the name of what it wanted.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickletools
 import re
@@ -76,7 +77,9 @@ def _globals_of(raw: bytes) -> list[str]:
     """What a pickle would import, read off its opcodes without executing any."""
     found: list[str] = []
     texts: list[str] = []
-    try:
+    # What is no pickle to its end raises anything; what was seen so far is told.
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
         for operation, argument, _ in pickletools.genops(raw):
             if operation.name == "GLOBAL":
                 found.append(str(argument).replace(" ", "."))
@@ -84,9 +87,7 @@ def _globals_of(raw: bytes) -> list[str]:
                 found.append(".".join(texts[-2:]))
             elif isinstance(argument, str):
                 texts.append(argument)
-    except Exception:  # not a pickle to its end: what was seen so far is told
-        return found
-    return found
+    return [name for name in found if name.isprintable() and len(name) <= 200]
 
 
 def _first_line(error: Exception) -> str:
