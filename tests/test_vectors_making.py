@@ -266,7 +266,7 @@ class TestClamps:
         held["experiments"].append({"id": "mixed", "interventions": mixed})
         found = read(saved(tmp_path / "c.pt", held))
         for name, says in (
-            (None, "several experiments; name one with --experiment: 'layers_1:3-p0.25', 'layers_1:3-p0.5', 'baseline'"),
+            (None, "name one with --experiment: 'layers_1:3-p0.25', 'layers_1:3-p0.5', 'baseline'"),
             ("other", "no experiment 'other'"),
             ("baseline", "'baseline' caps nothing"),
             ("layers_0:3-p1", "names layers 0 to 2 and holds 1, 2"),
