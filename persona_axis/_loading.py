@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -39,11 +40,7 @@ def load(
     name: str, *, tokenizer: Any, revision: str | None, dtype: str | torch.dtype, device_map: Any
 ) -> Loaded:
     """Load a causal language model and its tokenizer; every failure is a `ModelError` of one sentence."""
-    _check_directory(name)
-    config = _attempt(
-        f"cannot read the configuration of {name!r}", AutoConfig.from_pretrained, name, revision=revision
-    )
-    _check_kind(name, config)
+    load_config(name, revision)
     # Asked for before the weights: without a tokenizer, gigabytes would be read for nothing.
     tokens = load_tokenizer(name, revision) if tokenizer is None else tokenizer
     options = {"revision": revision, "dtype": dtype, "output_loading_info": True}
@@ -62,6 +59,16 @@ def load(
     if device_map is None and torch.cuda.is_available():
         model = model.to("cuda")
     return Loaded(model.eval(), tokens)
+
+
+def load_config(name: str, revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a model that has this stream; another kind of model is a `ModelError`."""
+    _check_directory(name)
+    config: PretrainedConfig = _attempt(
+        f"cannot read the configuration of {name!r}", AutoConfig.from_pretrained, name, revision=revision
+    )
+    _check_kind(name, config)
+    return config
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:

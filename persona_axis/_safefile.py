@@ -32,6 +32,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "BF16": np.dtype("<u2"),
 }
+_HALF = {"F16": np.dtype("<f2")}  # in other people's files only
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, pickle
 
 
@@ -45,15 +46,19 @@ class SafeFile(NamedTuple):
     metadata: dict[str, str]
 
 
-def read_safe(path: str | os.PathLike[str]) -> SafeFile:
-    """Read a safetensors file whole. Raises `AxisFileError` for anything that is not exactly one."""
+def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
+    """Read a safetensors file whole; float16, which no file of ours holds, only with `half`.
+
+    Raises `AxisFileError` for anything that is not exactly one.
+    """
+    accepted = _DTYPES | _HALF if half else _DTYPES
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise AxisFileError(f"{path}: cannot be read: {error.strerror or error}") from None
     header = _header(path, raw)
     metadata = _metadata(path, header)
-    dtypes = _layout(path, header, len(raw) - 8 - int.from_bytes(raw[:8], "little"))
+    dtypes = _layout(path, header, len(raw) - 8 - int.from_bytes(raw[:8], "little"), accepted)
     try:
         stored = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
@@ -111,8 +116,11 @@ def _mode(target: Path) -> int:
 
 
 def _header(path: Any, raw: bytes) -> dict[str, Any]:
-    if raw.startswith(_PICKLE_STARTS):
-        raise AxisFileError(f"{path}: is a pickle (as torch.save writes): pickles run code and are never read")
+    if raw.startswith(_PICKLE_STARTS) and raw[8:9] != b"{":  # a header of 640 bytes begins as a pickle does
+        raise AxisFileError(
+            f"{path}: is a pickle (as torch.save writes): pickles run code and are never read; published vectors are "
+            "taken over by `persona-axis import`, which reads their numbers alone"
+        )
     if len(raw) < 8:
         raise AxisFileError(f"{path}: truncated: {len(raw)} bytes are no safetensors file")
     length = int.from_bytes(raw[:8], "little")
@@ -146,7 +154,7 @@ def _metadata(path: Any, header: dict[str, Any]) -> dict[str, str]:
     return metadata
 
 
-def _layout(path: Any, header: dict[str, Any], size: int) -> dict[str, str]:
+def _layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str, np.dtype[Any]]) -> dict[str, str]:
     """The dtype of each tensor, once the offsets of all of them are known to fill the file exactly."""
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
@@ -155,11 +163,11 @@ def _layout(path: Any, header: dict[str, Any], size: int) -> dict[str, str]:
                 pass
             case _:
                 raise AxisFileError(f"{path}: {name}: malformed header entry")
-        if dtype not in _DTYPES:
-            raise AxisFileError(f"{path}: {name}: dtype {dtype} is not among {', '.join(_DTYPES)}")
+        if dtype not in accepted:
+            raise AxisFileError(f"{path}: {name}: dtype {dtype} is not among {', '.join(accepted)}")
         if not all(type(side) is int and side >= 0 for side in shape):
             raise AxisFileError(f"{path}: {name}: malformed shape {shape}")
-        if end - start != math.prod(shape) * _DTYPES[dtype].itemsize:
+        if end - start != math.prod(shape) * accepted[dtype].itemsize:
             raise AxisFileError(f"{path}: {name}: {end - start} bytes do not hold {dtype} {shape}")
         spans.append((start, end, name))
     expected = 0
@@ -175,7 +183,7 @@ def _layout(path: Any, header: dict[str, Any], size: int) -> dict[str, str]:
 
 
 def _array(entry: Mapping[str, Any]) -> NDArray[Any]:
-    dtype = _DTYPES[entry["dtype"]]
+    dtype = (_DTYPES | _HALF)[entry["dtype"]]
     array: NDArray[Any] = np.frombuffer(entry["data"], dtype=dtype).reshape(entry["shape"])
     if entry["dtype"] == "BF16":  # the upper half of a float32
         widened = np.left_shift(array.astype(np.uint32), np.uint32(16))

@@ -23,6 +23,10 @@ class CapMismatchError(CapError, AxisMismatchError):
     """A hand-made cap does not fit the shape of the model it is used on."""
 
 
+class VectorsError(PersonaAxisError):
+    """Vectors made elsewhere cannot be read, do not tell enough, or cannot take the form asked for."""
+
+
 class ResidualError(PersonaAxisError):
     """The residual stream could not be found, read or edited."""
 

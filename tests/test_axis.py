@@ -219,6 +219,19 @@ class TestRoundTrip:
         np.testing.assert_array_equal(Axis.load(path).arrays["direction"], axis.arrays["direction"])
 
 
+    @pytest.mark.parametrize("size", [640, 896, 1152, 1408])
+    def test_a_header_as_long_as_a_pickle_begins(self, tmp_path, size):
+        def saved(remark: str) -> int:
+            Axis.from_direction(
+                np.eye(4), layers=range(4), metadata={"num_layers": 4, "remark": remark}
+            ).save(tmp_path / "a")
+            return int.from_bytes((tmp_path / "a").read_bytes()[:8], "little")
+
+        remark = "x" * (size - saved(""))
+        assert saved(remark) == size
+        assert Axis.load(tmp_path / "a").metadata["remark"] == remark
+
+
 class TestChecks:
     """Every field, damaged in the file."""
 

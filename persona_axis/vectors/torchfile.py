@@ -1,0 +1,95 @@
+"""Files that torch.save wrote, read without running anything: tensors, numbers and texts, never an object.
+
+The one place of the package that opens a pickle, and only through torch's weights-only loader, which knows no
+other types. What needs more is refused by the name of what it wanted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickletools
+import re
+import warnings
+import zipfile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from persona_axis.errors import VectorsError
+from persona_axis.vectors.found import Rows, checked_rows
+
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_PLAIN = "load it where you trust it, and save its tensors alone"
+
+
+def read_torch(where: str, raw: bytes) -> Any:
+    """What the bytes of a torch.save file hold. Raises `VectorsError` naming what is wrong or was wanted."""
+    if not raw.startswith(b"PK\x03\x04"):
+        wanted = _globals_of(raw)
+        names = f" that wants {', '.join(wanted[:3])}" if wanted else ""
+        raise VectorsError(
+            f"{where}: is a bare pickle{names}, or was saved by torch before 1.6: it is not read, since a pickle can "
+            f"run anything; {_PLAIN}"
+        )
+    _require_stored(where, raw)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    # Damaged bytes leave torch's readers by any kind of exception; all of them mean the same here.
+    except Exception as error:
+        wanted = _GLOBAL.findall(str(error))
+        if wanted:
+            raise VectorsError(
+                f"{where}: wants {wanted[0]}, which is more than tensors, numbers and texts: it is not read, since "
+                f"that could run anything; {_PLAIN}"
+            ) from None
+        raise VectorsError(f"{where}: damaged, or not written by torch.save: {_first_line(error)}") from None
+
+
+def tensor_rows(where: str, name: str, value: Any, size: int, *, ranks: tuple[int, ...] = (1, 2)) -> Rows:
+    """A tensor of a file of `size` bytes as finite rows [n, hidden], float64. Raises `VectorsError`."""
+    if not isinstance(value, Tensor):
+        raise VectorsError(f"{where}: {name} is a {type(value).__name__}; expected a tensor")
+    plain = value.layout == torch.strided and not value.is_meta and not value.is_nested and not value.is_quantized
+    if not plain or not value.is_floating_point():
+        raise VectorsError(f"{where}: {name} is a {value.dtype} {value.layout} tensor; expected plain floating point")
+    if value.numel() * value.element_size() > size:  # strides of 0 make a few bytes look like gigabytes
+        raise VectorsError(f"{where}: {name} {list(value.shape)} claims more numbers than the file holds")
+    return checked_rows(where, name, value.detach().to(torch.float64).numpy(), ranks=ranks)
+
+
+def _require_stored(where: str, raw: bytes) -> None:
+    """torch.save stores without compression; a compressed entry could unpack to any size."""
+    try:
+        entries = zipfile.ZipFile(io.BytesIO(raw)).infolist()
+    # zipfile, too, meets damage with whatever exception its parsing runs into.
+    except Exception as error:
+        raise VectorsError(f"{where}: truncated or damaged: {_first_line(error)}") from None
+    packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(entry.file_size for entry in entries) > len(raw):
+        raise VectorsError(f"{where}: holds compressed or overlapping entries, which torch.save does not write")
+
+
+def _globals_of(raw: bytes) -> list[str]:
+    """What a pickle would import, read off its opcodes without executing any."""
+    found: list[str] = []
+    texts: list[str] = []
+    # What is no pickle to its end raises anything; what was seen so far is told.
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        for operation, argument, _ in pickletools.genops(raw):
+            if operation.name == "GLOBAL":
+                found.append(str(argument).replace(" ", "."))
+            elif operation.name == "STACK_GLOBAL" and len(texts) >= 2:
+                found.append(".".join(texts[-2:]))
+            elif isinstance(argument, str):
+                texts.append(argument)
+    return [name for name in found if name.isprintable() and len(name) <= 200]
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
