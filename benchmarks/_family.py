@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from persona_axis import Cap
 from persona_axis._arithmetic import clamped
-from persona_axis._layout import find_stack, hidden_size
+from persona_axis._layout import Stack, find_stack, hidden_size, text_config
 from persona_axis._selftest import PROBE_TOKENS, self_test
 from persona_axis.errors import ResidualError
 from persona_axis.residual import reading
@@ -60,8 +60,7 @@ def examine(model_type: str) -> Verdict:
     told = told._replace(kind=type(model).__name__)
     try:
         stack = find_stack(model)
-        kinds = ", ".join(sorted({type(layer).__name__ for layer in stack.layers}))
-        told = told._replace(stack=f"{stack.path}, {len(stack.layers)} x {kinds}")
+        told = told._replace(stack=described(model, stack))
         note = self_test(model, torch.tensor(PROMPTS[0][:PROBE_TOKENS]))
     except ResidualError as error:
         return told._replace(status=REFUSED, reason=str(error))
@@ -73,6 +72,15 @@ def examine(model_type: str) -> Verdict:
         what = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"
         return told._replace(status=FAILED, reason=what)
     return told._replace(status=NO_CACHE if UNCACHED in remarks else PASSED, reason="; ".join(remarks))
+
+
+def described(model: nn.Module, stack: Stack) -> str:
+    """Where the layers are, how many, of which classes and (where the config tells of several) kinds."""
+    config = text_config(model)
+    classes = ", ".join(sorted({type(layer).__name__ for layer in stack.layers}))
+    lists = (getattr(config, name, None) or () for name in ("layer_types", "mlp_layer_types"))
+    kinds = sorted({str(kind) for kinds in lists for kind in kinds})
+    return f"{stack.path}, {len(stack.layers)} x {classes}" + (f" ({', '.join(kinds)})" if len(kinds) > 1 else "")
 
 
 def built(model_type: str) -> nn.Module:

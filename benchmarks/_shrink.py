@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 WIDTH, LAYERS, HEADS, HEAD, VOCABULARY = 32, 4, 4, 8, 128
+WINDOW = 8  # fewer tokens than a generation has, so that what lies outside of a window is left out
 
 _GROUPS = (
     (WIDTH, (
@@ -50,9 +51,11 @@ _GROUPS = (
         "time_step_rank adapter_rank gated_norm_rank hc_lowrank num_random_blocks_dim"
     )),
     (2 * HEAD, (
-        "qk_head_dim sliding_window local_attention attention_window_size window_size sliding_window_size index_topk "
-        "attention_chunk_size mamba_chunk_size chunk_size block_size keep_window_size local_attention_window_len "
-        "rel_extent d_rel"
+        "qk_head_dim mamba_chunk_size chunk_size block_size local_attention_window_len rel_extent d_rel"
+    )),
+    (WINDOW, (
+        "sliding_window local_attention attention_window_size window_size sliding_window_size index_topk "
+        "attention_chunk_size keep_window_size"
     )),
     (4, (
         "num_experts n_routed_experts num_local_experts moe_num_experts zero_expert_num ngram_vocab_size_base "
@@ -101,6 +104,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": HEAD},
     "hunyuan_v1_moe": {"head_dim": HEAD, "num_experts": 4, "moe_topk": 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]},
     "mamba2": {"num_heads": HEAD, "head_dim": HEAD},
     "ministral": {"head_dim": HEAD},

@@ -7,8 +7,9 @@ row is edited at one layer only, so a single pass tells for every layer whether 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from persona_axis.residual import EditFn, editing
 PROBE_TOKENS = 3
 _CONTROLS = 3
 _LOOKAHEAD = 0.01  # of a hidden state's length: rounding stays far below, attention to a later token far above
+_LEAST = 1e-3  # of an edit's elements, where a hidden state is all zeros
 
 
 def self_test(model: nn.Module, tokens: Tensor, stack: str | None = None) -> str:
@@ -45,8 +47,7 @@ def self_test(model: nn.Module, tokens: Tensor, stack: str | None = None) -> str
     except Exception as error:
         text = str(error).strip().split("\n")[0]
         raise ResidualError(
-            f"{where} could not be tested: a batch of {list(ids.shape)} tokens ended in {type(error).__name__}: {text} "
-            "(check=False leaves the test out)"
+            f"{where} could not be tested: a batch of {list(ids.shape)} tokens ended in {type(error).__name__}: {text}"
         ) from error
     _require(not fires.silent(), f"layers {fires.silent()} of {where} did not run on plain text")
     often = [layer for layer, count in fires.counts.items() if count > 1]
@@ -102,7 +103,8 @@ class _Probe:
             push = torch.cos(torch.arange(self.width, device=hidden.device, dtype=torch.float32) ** 2)
             edited = hidden.clone()
             row = hidden[_CONTROLS + layer].float()
-            edited[_CONTROLS + layer] = (row + push * row.square().mean(-1, keepdim=True).sqrt()).to(hidden.dtype)
+            size = row.square().mean(-1, keepdim=True).sqrt().clamp_min(_LEAST)
+            edited[_CONTROLS + layer] = (row + push * size).to(hidden.dtype)
             return edited
 
         return edit
@@ -113,7 +115,9 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Without gradients, dropout, compiled graphs, or a trace in the global random state."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     modes = [(module, module.training) for module in model.modules()]
-    stance: Any = torch.compiler.set_stance("force_eager")
+    # Nothing was compiled where the compiler was never imported, which takes a second.
+    compiling = "torch._dynamo" in sys.modules
+    stance: Any = torch.compiler.set_stance("force_eager") if compiling else nullcontext()
     with torch.random.fork_rng(devices=devices), torch.no_grad(), stance:
         try:
             model.eval()

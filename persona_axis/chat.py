@@ -147,7 +147,9 @@ class ChatModel:
             probe = torch.tensor((ids * PROBE_TOKENS)[-PROBE_TOKENS:], device=self.device)
             self._unchecked = self_test(self.model, probe, self.layers)
         except ResidualError as error:
-            raise ModelError(f"{self.name} cannot be used: {error}") from error
+            raise ModelError(
+                f"{self.name} cannot be used: {error} (layers=... names another list, check=False leaves this test out)"
+            ) from error
         return self
 
     @property
