@@ -23,31 +23,38 @@ def find_stack(model: nn.Module, layers: str | None = None) -> Stack:
     """The list of decoder layers of `model`, with its path.
 
     A list counts when its items hold parameters, it lies in no other such list, its length is the number of
-    layers the config gives (where there is a config), and its attention is not told to look ahead. `layers`
-    names the list instead (`"model.layers"`) and is trusted. Raises `ResidualError` for an encoder, an
-    encoder-decoder, and a structure that shows none or several such lists: the text says what was seen.
+    layers the config gives (where there is a config, and more than one list), and its attention is not told to
+    look ahead (unless the config says decoder). Of several, the one nearest to the token embeddings is meant: a
+    vision tower lies further off. Wrappers are looked through. `layers` names the list instead
+    (`"model.layers"`) and is trusted. Raises `ResidualError` for an encoder, an encoder-decoder, and a structure
+    that shows none or several such lists: the text says what was seen.
     """
     if not isinstance(model, nn.Module):
         raise ResidualError(f"expected a torch module, got a {type(model).__name__} (of a ChatModel: its .model)")
     if layers is not None:
         return _named(model, layers)
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise ResidualError(f"{_kind(model)} is an encoder-decoder: this package reads decoder-only models")
+    inner = unwrapped(model)
+    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
+        raise ResidualError(f"{_kind(inner)} is an encoder-decoder: this package reads decoder-only models")
+    config = text_config(model)
     seen = list(_outermost_lists(model))
-    count = getattr(text_config(model), "num_hidden_layers", None)
-    fitting = [s for s in seen if count is None or len(s.layers) == count]
-    causal = [s for s in fitting if not _looks_ahead(s.layers)]
-    if len(causal) == 1:
-        return causal[0]
+    count = getattr(config, "num_hidden_layers", None)
+    # Some configs count parts of layers: a list that is the only one needs no counting.
+    fitting = [s for s in seen if count is None or len(s.layers) == count] or (seen if len(seen) == 1 else [])
+    decoder = getattr(config, "is_decoder", False) is True
+    causal = [s for s in fitting if decoder or not _looks_ahead(s.layers)]
+    nearest = _nearest(causal, _embeddings_path(model)) if len(causal) > 1 else causal
+    if len(nearest) == 1:
+        return nearest[0]
     if fitting and not causal:
         raise ResidualError(
-            f"{_kind(model)} is an encoder-only model: the attention of {_told(fitting)} is not causal, so "
+            f"{_kind(inner)} is an encoder-only model: the attention of {_told(fitting)} is not causal, so "
             "it has no stream of generated tokens to read"
         )
     wanted = "a list of decoder layers" if count is None else f"one list of {count} decoder layers"
     raise ResidualError(
-        f"cannot tell where {_kind(model)} keeps its residual stream: looked for {wanted}, saw "
-        f"{_told(causal or seen) or 'no list of layers'}; name the list, e.g. layers='model.layers'"
+        f"cannot tell where {_kind(inner)} keeps its residual stream: looked for {wanted}, saw "
+        f"{_told(nearest or seen) or 'no list of layers'}; name the list, e.g. layers='model.layers'"
     )
 
 
@@ -64,7 +71,7 @@ def hidden_size(model: nn.Module) -> int:
     size = getattr(text_config(model), "hidden_size", None)
     if isinstance(size, int):
         return size
-    embed = getattr(model, "get_input_embeddings", lambda: None)()
+    embed = _embeddings(model)
     if isinstance(embed, nn.Embedding):
         return embed.embedding_dim
     raise ResidualError(f"cannot tell the hidden size of {_kind(model)}: no config and no input embedding")
@@ -72,9 +79,20 @@ def hidden_size(model: nn.Module) -> int:
 
 def text_config(model: nn.Module) -> Any:
     """The config of the part that generates text (a multimodal model has several), or None."""
-    config = getattr(model, "config", None)
+    config = getattr(unwrapped(model), "config", None)
     text = getattr(config, "get_text_config", None)
     return config if text is None else text(decoder=True)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """`model` without the wrappers around it: modules with no config of their own and one child that leads to one."""
+    inner = model
+    while getattr(inner, "config", None) is None:
+        children = list(inner.children())
+        if len(children) != 1:
+            return model
+        inner = children[0]
+    return inner
 
 
 def owners(model: nn.Module, path: str) -> list[nn.Module]:
@@ -87,7 +105,8 @@ def _named(model: nn.Module, path: str) -> Stack:
     try:
         found = model.get_submodule(path)
     except AttributeError as error:
-        raise ResidualError(f"{_kind(model)} has nothing at layers={path!r}: {error}") from None
+        seen = _told(list(_outermost_lists(model))) or "no list of layers"
+        raise ResidualError(f"{_kind(model)} has nothing at layers={path!r}: {error}; it has {seen}") from None
     if not isinstance(found, nn.ModuleList | nn.Sequential) or len(found) == 0:
         raise ResidualError(f"layers={path!r} of {_kind(model)} is a {_kind(found)}, not a list of layers")
     return Stack(path, list(found))
@@ -101,6 +120,31 @@ def _outermost_lists(model: nn.Module) -> Iterator[Stack]:
         if len(module) and all(any(True for _ in item.parameters()) for item in module):
             inside.append(f"{path}.")
             yield Stack(path, list(module))
+
+
+def _embeddings(model: nn.Module) -> nn.Module | None:
+    try:
+        found = unwrapped(model).get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):  # not every model has the method, nor every one that has it an answer
+        return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _embeddings_path(model: nn.Module) -> list[str]:
+    embed = _embeddings(model)
+    return next((path.split(".") for path, module in model.named_modules() if module is embed), [])
+
+
+def _nearest(stacks: list[Stack], to: list[str]) -> list[Stack]:
+    """Those of `stacks` that share the longest way down with the module at `to`, and of them the least deep."""
+
+    def place(stack: Stack) -> tuple[int, int]:
+        parts = stack.path.split(".")
+        shared = next((i for i, (a, b) in enumerate(zip(parts, to, strict=False)) if a != b), min(len(parts), len(to)))
+        return -shared, len(parts)
+
+    best = min(place(stack) for stack in stacks)
+    return [stack for stack in stacks if to and place(stack) == best] or stacks
 
 
 def _looks_ahead(layers: list[nn.Module]) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from persona_axis import _loading
+from persona_axis._selftest import PROBE_TOKENS, self_test
 from persona_axis.errors import ModelError, ResidualError
 from persona_axis.fingerprint import model_facts, template_sha256
 from persona_axis.levers import Levers, entered
@@ -62,6 +63,7 @@ class ChatModel:
         self.name = name
         self.layers = layers
         self.is_troupe = is_troupe
+        self._unchecked = ""
         self.template = ChatTemplate(tokenizer)
         try:
             self.n_layers = len(decoder_layers(model, layers))
@@ -92,17 +94,22 @@ class ChatModel:
         dtype: str | torch.dtype = "auto",
         device_map: Any = None,
         layers: str | None = None,
+        check: bool = True,
     ) -> ChatModel:
         """Load by local path or hub name, take a loaded model, or (None or "troupe") the model shipped with
         the package.
 
         `dtype` "auto" is what the weights are stored in; `device_map` is accelerate's, None = one GPU if
         there is one; `layers` names the list of decoder layers where it cannot be found
-        ("model.decoder.blocks"). Raises `ModelError` in one sentence for whatever is missing, incomplete or
-        unfit.
+        ("model.decoder.blocks"); `check` runs `ChatModel.check`. Raises `ModelError` in one sentence for
+        whatever is missing, incomplete or unfit.
         """
         source = "troupe" if name_or_path_or_model is None else name_or_path_or_model
         if isinstance(source, torch.nn.Module):
+            if not hasattr(source, "config"):
+                raise ModelError(
+                    f"a {type(source).__name__} cannot be asked: pass the transformers model that it wraps"
+                )
             name = (
                 str(getattr(source, "name_or_path", "") or getattr(source.config, "_name_or_path", ""))
                 or type(source).__name__
@@ -111,7 +118,8 @@ class ChatModel:
                 raise ModelError("a model without a path needs its tokenizer: pass tokenizer=...")
             tokens = tokenizer if tokenizer is not None else _loading.load_tokenizer(name, revision)
             source.train(False)
-            return cls(source, tokens, name=name, revision=revision, layers=layers)
+            made = cls(source, tokens, name=name, revision=revision, layers=layers)
+            return made.check() if check else made
         is_troupe = str(source) == "troupe"
         path = str(troupe_path()) if is_troupe else str(source)
         if is_troupe and not Path(path, "config.json").is_file():
@@ -124,7 +132,25 @@ class ChatModel:
             path, tokenizer=tokenizer, revision=revision, dtype=dtype, device_map=device_map
         )
         name = "troupe" if is_troupe else path
-        return cls(*loaded, name=name, revision=revision, layers=layers, is_troupe=is_troupe)
+        made = cls(*loaded, name=name, revision=revision, layers=layers, is_troupe=is_troupe)
+        return made.check() if check else made
+
+    def check(self) -> ChatModel:
+        """This model, after one forward pass has proven that each of its layers is read and that an edit there
+        changes the logits. See `persona_axis._selftest`.
+
+        Raises `ModelError` that names the layers and what is wrong with them. Where nothing can run (weights
+        on the meta device) nothing is proven, and `notes` says so.
+        """
+        ids = self.encode([{"role": "user", "content": "Hi"}])
+        try:
+            probe = torch.tensor((ids * PROBE_TOKENS)[-PROBE_TOKENS:], device=self.device)
+            self._unchecked = self_test(self.model, probe, self.layers)
+        except ResidualError as error:
+            raise ModelError(
+                f"{self.name} cannot be used: {error} (layers=... names another list, check=False leaves this test out)"
+            ) from error
+        return self
 
     @property
     def display_name(self) -> str:
@@ -140,7 +166,7 @@ class ChatModel:
     @property
     def notes(self) -> list[str]:
         """What a reader of the results should know about how this model was asked."""
-        notes = []
+        notes = [self._unchecked] if self._unchecked else []
         if not self.template.has_system:
             notes.append(
                 "the chat template has no system role: system prompts stand before the user's first words"

@@ -125,7 +125,7 @@ def editing(
 ) -> Iterator[Fires]:
     """Replace each chosen layer's output by `edits[layer](output)` while the model runs.
 
-    A tuple output keeps its other items. `fires` reuses a record (a compiled graph goes on writing to the one
+    A tuple or list keeps its other items. `fires` reuses a record (a compiled graph goes on writing to the one
     it was traced with). Raises `ResidualError` for a layer that does not exist, an output that holds no
     hidden states, and an edit that returns another shape, dtype or device.
     """
@@ -145,7 +145,7 @@ def editing(
             if edited.shape != hidden.shape or edited.dtype != hidden.dtype or edited.device != hidden.device:
                 raise ResidualError(f"the edit at layer {layer} turned {_described(hidden)} into {_described(edited)}")
             _note(mark)
-            return edited if isinstance(output, Tensor) else (edited, *output[1:])
+            return edited if isinstance(output, Tensor) else type(output)((edited, *output[1:]))
 
         return hook
 
@@ -159,6 +159,9 @@ def _hooked(model: nn.Module, hooks: Mapping[int, Callable[..., Any]], stack: st
     for layer in hooks:
         if not 0 <= layer < len(layers):
             raise ResidualError(f"layer {layer} does not exist: the model has layers 0 to {len(layers) - 1}")
+        shared = [at for at, module in enumerate(layers) if module is layers[layer]]
+        if len(shared) > 1:
+            raise ResidualError(f"layers {shared} are one and the same module: what is done at one is done at all")
     with ExitStack() as handles:
         for layer, hook in hooks.items():
             handles.callback(layers[layer].register_forward_hook(hook).remove)
@@ -184,10 +187,17 @@ def _note(mark: _Mark) -> None:
 
 
 def _hidden(output: Any, layer: int) -> Tensor:
-    """The hidden states in a layer's output: the tensor itself or the first item of a tuple."""
-    hidden = output[0] if isinstance(output, tuple) and output else output
+    """The hidden states in a layer's output: the tensor itself or the first item of a tuple or list.
+
+    A named tuple says itself what its items are, and the first need not be the residual stream: it is refused.
+    """
+    hidden = output[0] if type(output) in (tuple, list) and output else output
     if not isinstance(hidden, Tensor):
         raise ResidualError(f"layer {layer} returned a {type(output).__name__}, not hidden states")
+    if hidden.dim() > 3:
+        raise ResidualError(
+            f"layer {layer} returned {_described(hidden)}: several streams side by side, not one [batch, seq, hidden]"
+        )
     return hidden
 
 

@@ -93,9 +93,8 @@ def test_a_cap_that_does_not_fit_is_refused_before_anything_is_said(chat: ChatMo
 
 
 def test_an_empty_reply_has_no_projection() -> None:
-    silent = chat_factory.llama()
-    silent.lm_head.weight.data.zero_()  # all logits alike: greedy takes the first id, a padding token
-    made = chat_factory.chat(model=silent)
+    made = chat_factory.chat(model=chat_factory.llama())
+    made.model.lm_head.weight.data.zero_()  # all logits alike: greedy takes the first id, a padding token
     made.stop_ids = (0,)
     assert Talk(made, Sampling(temperature=0), directions={0: unit(0)}).say("why ?") == Said("", {}, {})
 
