@@ -12,7 +12,7 @@ bin       := $(VENV)/bin
 installed := $(VENV)/.installed
 cli       := $(bin)/persona-axis
 
-DEMO_LAYERS ?= 1-3
+DEMO_LAYERS ?= 2-3
 DEMO_FLOOR  ?= default_tokens:p50
 DEMO_SYSTEM ?= You are a ghost who has drifted through the same cold hallway for two hundred years.
 

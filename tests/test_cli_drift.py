@@ -540,12 +540,11 @@ def test_a_reader_who_leaves_changes_no_exit_code(
     under = ["--cap", cap_file, "--layer", 0]
     read = ["drift", axis_file, "--conversations", log, "--out", "t.csv", *under]
     if stream == "stderr":  # something must be said there
-        Path("drift.png").mkdir()
-        read += ["--figure", "drift.png"]
+        Path("t.png").mkdir()
     with monkeypatch.context() as patch:
         patch.setattr(sys, stream, Left(enough))
         assert command(*read).code == 0 and command(*read, "--alert", 100).code == 3
-    assert Path("t.csv").exists() and Path("t.png").exists() == (stream == "stdout")
+    assert Path("t.csv").exists() and Path("t.png").is_file() == (stream == "stdout")
 
 
 def test_an_alert_that_nobody_reads_ends_with_3(axis_file: Path, log: Path) -> None:

@@ -143,10 +143,10 @@ def test_refused(chat):
     changing = tiny.chat(tiny.PLAIN.replace("{{ m['content'] }}", "{{ m['content'] | replace('rain', 'snow') }}"))
     with pytest.raises(DriftError, match="conversation 'wet': the chat template changes what was said"):
         message_vectors(changing, [said("wet", "u: rain", "a: yes")], LAYER)
-    broken = tiny.llama()
-    broken.model.layers[0].mlp.down_proj.weight.data[:] = float("nan")
+    broken = tiny.chat()
+    broken.model.model.layers[0].mlp.down_proj.weight.data[:] = float("nan")
     with pytest.raises(DriftError, match="'c1', turn 1: NaN or infinite activations at layer 1"):
-        message_vectors(tiny.chat(model=broken), [spoken(1, 2)], LAYER)
+        message_vectors(broken, [spoken(1, 2)], LAYER)
 
 
 def test_from_conversations_to_predictability(chat):

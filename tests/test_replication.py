@@ -123,9 +123,9 @@ def evidence_of(capped: Replies, control: Replies, mixture: Replies) -> SimpleNa
 
 @pytest.mark.parametrize(
     ("capped", "control", "holds"),
-    [(0, 34, [True, True, True, None]), (20, 34, [True, False, True, None]), (0, 20, [True, True, False, None])],
+    [(0, 34, [True, True, True, False]), (20, 34, [True, False, True, False]), (0, 20, [True, True, False, False])],
 )
-def test_jailbreaks(monkeypatch: pytest.MonkeyPatch, capped: int, control: int, holds: list[bool | None]) -> None:
+def test_jailbreaks(monkeypatch: pytest.MonkeyPatch, capped: int, control: int, holds: list[bool]) -> None:
     monkeypatch.setattr(cap, "cosines", lambda *_: 0.5)
     found = list(cap.jailbreaks(evidence_of(replies(capped), replies(control), replies(2))))
     assert [claim.holds for claim in found] == holds
