@@ -22,7 +22,7 @@ from torch import nn
 
 from persona_axis import Cap
 from persona_axis._statistics import paired_shares
-from persona_axis.capability_lm_eval import LmEvalRun, LmEvalTasks, compared
+from persona_axis.capability_lm_eval import LmEvalRun, LmEvalTasks, _order, compared
 from persona_axis.chat import ChatModel
 from persona_axis.errors import CapabilityError, CapError
 from persona_axis.residual import editing
@@ -345,6 +345,11 @@ def test_the_halves_share_no_item_and_are_all_there_is(chat: ChatModel, tasks: L
     assert not items[0] & items[1] and len(items[0] | items[1]) == 2 * ITEMS
     with pytest.raises(CapabilityError, match=f"has {ITEMS} items in each half and was asked for"):
         tasks.run(chat, None, range(ITEMS + 1), seed=3, split="train")
+
+
+def test_halves_of_an_odd_task_are_alike() -> None:
+    halves = [_order((("odd", 5), ("even", 4)), 0, split) for split in ("train", "held_out")]
+    assert [len(half) for half in halves] == [4, 4] and not set(halves[0]) & set(halves[1])
 
 
 def test_facts_follow_the_data_and_the_settings(tmp_path: Path) -> None:

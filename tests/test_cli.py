@@ -259,6 +259,13 @@ def test_cap_file(command: Command, axis_file: Path) -> None:
     assert cap.ceiling.tolist() == [1000, 1000]
 
 
+def test_a_cap_is_not_written_over_its_axis(command: Command, axis_file: Path) -> None:
+    before = axis_file.read_bytes()
+    ended = command("cap", axis_file, "--floor", 1, "--out", axis_file)
+    assert ended.code == 2 and "the cap would be written over AXIS" in " ".join(ended.err.split())
+    assert axis_file.read_bytes() == before
+
+
 def test_generate_side_by_side(
     command: Command, model: Path, cap_file: Path, axis_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

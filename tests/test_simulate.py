@@ -27,7 +27,7 @@ from persona_axis.errors import DriftError
 from persona_axis.levers import Lever
 from persona_axis.residual import reading
 from persona_axis.sampling import NucleusDraw, Sampling
-from persona_axis.simulate import Simulation, simulate
+from persona_axis.simulate import Simulation, _Asides, simulate
 from persona_axis.steer import add
 
 GREEDY = Sampling(temperature=0, max_new_tokens=9)
@@ -453,6 +453,19 @@ class TestSecondModel:
         with chat.under(cap):
             assert said[2]["content"] != chat.generate([asked], GREEDY).texts[0]
             assert said[3]["content"] == chat.generate([said[:3]], GREEDY).texts[0]
+
+    def test_what_it_thinks_is_not_said(self, chat: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        user = family_chat("llama", tiny.THINKS)
+        monkeypatch.setattr(user, "decode", lambda ids: ["<think>secret</think>hello" for _ in ids])
+        said = simulate(chat, SCRIPTS[0], user=user, turns=2, sampling=GREEDY).conversations[0].messages
+        assert said[2] == {"role": "user", "content": "hello"}
+
+    def test_each_model_is_told_of_for_itself(self) -> None:
+        asides = _Asides()
+        asides.rewritten.update({"the model": 2, "the user's model": 3})
+        told = asides.told(4)
+        assert len(told) == 2 and "after 2 of 4 replies the model's" in told[0]
+        assert "after 3 of 4 replies the user's model's" in told[1]
 
     def test_sees_the_roles_swapped(self) -> None:
         its = replace(SCRIPTS[1], user="A baker, tired")
