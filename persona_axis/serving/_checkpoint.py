@@ -32,7 +32,9 @@ def require_same_checkpoint(cap: Cap, name: str, revision: str | None = None, al
     model, tokenizer = _without_weights(folder)
     width = hidden_size(model)
     if width != cap.direction.shape[1]:
-        raise CapMismatchError(f"the cap's direction has width {cap.direction.shape[1]}, {name}'s residual stream {width}")
+        raise CapMismatchError(
+            f"the cap's direction has width {cap.direction.shape[1]}, {name}'s residual stream {width}"
+        )
     if cap.facts.get("weights_sha256") is not None and "weights" not in allow:
         _bring(model, folder)
     if cap.facts:
@@ -57,10 +59,12 @@ def _without_weights(folder: Path) -> tuple[nn.Module, Any]:
     try:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config)
+            model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         return model, AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: transformers cannot build this model, so no cap can be compared: {error}") from error
+        raise ModelError(
+            f"{folder}: transformers cannot build this model, so no cap can be compared: {error}"
+        ) from error
 
 
 def _bring(model: nn.Module, folder: Path) -> None:
@@ -79,7 +83,7 @@ def _bring(model: nn.Module, folder: Path) -> None:
     if missing:
         raise ModelError(
             f"{folder}: the weights of this checkpoint cannot be compared with the cap's: its files hold nothing named "
-            f"{missing[0]} ({len(missing)} missing); a cap that is known to fit is served with weights among what is allowed"
+            f"{missing[0]} ({len(missing)} missing); a cap that is known to fit is served with 'weights' allowed"
         )
     model.load_state_dict(held, strict=False, assign=True)
 

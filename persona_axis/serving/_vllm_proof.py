@@ -111,8 +111,8 @@ def _plain_change(probe: _Probe, layer: int, edit: StreamEdit, model: nn.Module)
         eps = torch.finfo(look.dtype).eps
         if abs(landed - floor) > 4 * eps * max(length, abs(floor), 1.0):
             raise CapError(
-                f"layer {layer}: the cap does not act on the sum of the stream's parts: with a floor of {floor:.4g} the "
-                f"probe's projection is {landed:.4g} (it was {start:.4g} without)"
+                f"layer {layer}: the cap does not act on the sum of the stream's parts: with a floor of {floor:.4g} "
+                f"the probe's projection is {landed:.4g} (it was {start:.4g} without)"
             )
         noise = (before.out - again.out).norm().item()
         _require_changed(layer, before, moved, noise)

@@ -82,8 +82,9 @@ class Routes:
                 await self.engine.reset_prefix_cache(reset_running_requests=True)
             finally:
                 await self.engine.resume_generation()
-        log.warning("persona-axis: cap %s in place of %s, asked for by %s", body.cap, changed[0]["before"], _who(request))
-        return {"before": changed[0]["before"], "now": body.cap, "workers": len(changed)}
+        before = changed[0]["before"]
+        log.warning("persona-axis: cap %s in place of %s, asked for by %s", body.cap, before, _who(request))
+        return {"before": before, "now": body.cap, "workers": len(changed)}
 
     async def _all_workers(self, method: str, *args: Any) -> list[Any]:
         if self.engine is None:

@@ -10,7 +10,7 @@ goes on without it, which would be a server without its cap; whatever goes wrong
 | `PERSONA_AXIS_CAP`, or `persona_axis_cap` in `--additional-config` | the cap file |
 | `PERSONA_AXIS_ALLOW` | deliberate differences between the file and the model, comma-separated, as in `Cap.on` |
 | `PERSONA_AXIS_ADMIN_KEY` | lets the cap be changed while the server runs, by who sends it |
-| `--worker-extension-cls persona_axis.serving.vllm_worker.WorkerExtension` | a server that cannot start without this module |
+| `--worker-extension-cls persona_axis.serving.vllm_worker.WorkerExtension` | no start without this package |
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class Guard:
         assert self.cap is not None
         config = self.worker.vllm_config
         if not isinstance(config.additional_config, Mapping):
-            raise CapError("--additional-config must be a JSON object where a cap is served: it keeps compiled graphs apart")
+            raise CapError("--additional-config must be a JSON object here: it keeps compiled graphs with a cap apart")
         self._capped = self.cap.layers
         mark = {"version": __version__, "layers": list(self.cap.layers)}
         config.additional_config = {**config.additional_config, _KEY: mark}

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engines import FAMILIES, LAYERS, PROMPTS, cap_of, reference
 
 from persona_axis.cap import Cap
-from tests.vllm.conftest import FAMILIES, LAYERS, PROMPTS, cap_of, reference
 
 
 @pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
@@ -45,7 +45,9 @@ def test_two_workers_hold_the_same_cap(split: str, models: Callable[[str], Path]
     assert held == ([[1, 2], [1, 2]] if split.startswith("tensor") else [[1], [2]])
 
 
-def test_bfloat16_in_which_the_published_models_are_served(models: Callable[[str], Path], offline: Callable[..., Any]) -> None:
+def test_bfloat16_as_published_models_are_served(
+    models: Callable[[str], Path], offline: Callable[..., Any]
+) -> None:
     folder = models("llama")
     plain, capped = (offline(folder, cap, dtype="bfloat16") for cap in (None, cap_of(folder)))
     assert not isinstance(capped, str), capped[-4000:]
@@ -53,7 +55,9 @@ def test_bfloat16_in_which_the_published_models_are_served(models: Callable[[str
     assert capped["without"] == plain["first"]
 
 
-def test_a_server_of_which_no_cap_is_asked_is_left_alone(models: Callable[[str], Path], offline: Callable[..., Any]) -> None:
+def test_a_server_of_which_no_cap_is_asked_is_left_alone(
+    models: Callable[[str], Path], offline: Callable[..., Any]
+) -> None:
     done = offline(models("llama"), None)
     assert done["first"] == reference(models("llama"), None, PROMPTS)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from engines import LAYERS, cap_of
 
 from persona_axis import __version__
 from persona_axis.cap import Cap
-from tests.vllm.conftest import LAYERS, cap_of
 
 BREAKS = {"worker_extension_cls": "breaks.Extension"}
 
@@ -56,7 +56,9 @@ def test_a_graph_compiled_without_the_cap_is_not_even_found(
     assert capped["first"] != plain["first"]
 
 
-def test_caps_that_no_server_can_use(models: Callable[[str], Path], offline: Callable[..., Any], tmp_path: Path) -> None:
+def test_caps_that_no_server_can_use(
+    models: Callable[[str], Path], offline: Callable[..., Any], tmp_path: Path
+) -> None:
     folder = models("llama")
     good = Cap.load(cap_of(folder))
     beyond = Cap(good.direction, [1, 9], floor=1.0)

@@ -11,8 +11,8 @@ def main(told: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     llm = LLM(
-        told["model"], dtype=told.get("dtype", "float32"), max_model_len=256, max_num_batched_tokens=64, max_num_seqs=16,
-        enforce_eager=told.get("eager", True), **told.get("engine", {}),
+        told["model"], dtype=told.get("dtype", "float32"), max_model_len=256, max_num_batched_tokens=64,
+        max_num_seqs=16, enforce_eager=told.get("eager", True), **told.get("engine", {}),
     )  # fmt: skip
     greedy = SamplingParams(temperature=0, max_tokens=told.get("tokens", 16), ignore_eos=True)
 
