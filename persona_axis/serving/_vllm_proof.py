@@ -60,20 +60,23 @@ class _Probe:
         self.worker, self.model = worker, model
 
     def run(self) -> _Run:
+        """The same batch each time: random tokens of one seed, or on a later stage of a pipeline random streams."""
         runner = self.worker.model_runner
         kept: list[Any] = []
         dummy_run = runner._dummy_run
-        # Without attention a dummy batch carries on with memory that nobody wrote.
-        attend = {"force_attention": True} if "force_attention" in signature(dummy_run).parameters else {}
+        # Without attention a dummy batch carries on with memory that nobody wrote; without random tokens it is token
+        # 0, which pads some vocabularies and then is all zeros.
+        wanted = {"force_attention": True, "randomize_inputs": True}
+        told = {name: value for name, value in wanted.items() if name in signature(dummy_run).parameters}
 
         def keeping(*args: Any, **kwargs: Any) -> Any:
-            out = dummy_run(*args, **{**kwargs, **attend})
+            out = dummy_run(*args, **{**kwargs, **told})
             kept.append(out)
             return out
 
         runner._dummy_run = keeping
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _seeded(self.model), _filled(runner):
                 self.worker.execute_dummy_batch()
         finally:
             del runner._dummy_run  # the class has its own
@@ -86,6 +89,27 @@ class _Probe:
         with torch.inference_mode():
             logits = head(out) if head is not None and isinstance(kept[-1][0], Tensor) else None
         return _Run(out.float().clone(), logits.float().clone() if isinstance(logits, Tensor) else None)
+
+
+@contextmanager
+def _seeded(model: nn.Module) -> Iterator[None]:
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
+
+
+@contextmanager
+def _filled(runner: Any) -> Iterator[None]:
+    """What a later stage of a pipeline takes as its input is zeros in a dummy batch: give it something to carry."""
+    handed: dict[str, Tensor] = getattr(getattr(runner, "intermediate_tensors", None), "tensors", {})
+    for tensor in handed.values():
+        tensor.normal_()
+    try:
+        yield
+    finally:
+        for tensor in handed.values():
+            tensor.zero_()
 
 
 def _first(out: Any) -> Tensor | None:
@@ -103,13 +127,15 @@ def _plain_change(probe: _Probe, layer: int, edit: StreamEdit, model: nn.Module)
     with _looking(module, layer) as look:
         before, again = probe.run(), probe.run()
         length = look.stream().norm(dim=-1)[0].item()
+        if not 0 < length < torch.inf:
+            raise CapError(f"layer {layer}: the probe's residual stream has length {length}, so nothing can be proven")
         start = look.projection(edit)
-        floor = start + max(_BITE * length, 1.0)
+        floor = start + _BITE * length
         with _bounded(edit, floor):
             moved = probe.run()
         landed = look.projection(edit)
         eps = torch.finfo(look.dtype).eps
-        if abs(landed - floor) > 4 * eps * max(length, abs(floor), 1.0):
+        if abs(landed - floor) > 4 * eps * max(length, abs(floor)):
             raise CapError(
                 f"layer {layer}: the cap does not act on the sum of the stream's parts: with a floor of {floor:.4g} "
                 f"the probe's projection is {landed:.4g} (it was {start:.4g} without)"
@@ -117,7 +143,7 @@ def _plain_change(probe: _Probe, layer: int, edit: StreamEdit, model: nn.Module)
         noise = (before.out - again.out).norm().item()
         _require_changed(layer, before, moved, noise)
         if look.residual is not None:
-            _require_sum(probe, look, layer, before, max(length, 1.0), noise)
+            _require_sum(probe, look, layer, before, length, noise)
     return floor, moved.out - before.out
 
 
