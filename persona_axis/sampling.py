@@ -76,14 +76,17 @@ class NucleusDraw(LogitsProcessor):
     likely few are looked at first, and only rows with a wider nucleus are sorted in full.
     """
 
-    def __init__(self, temperature: float, top_p: float) -> None:
+    def __init__(self, temperature: float, top_p: float, generator: torch.Generator | None = None) -> None:
+        """`generator` (on the CPU) gives the uniform numbers instead, for a row with a seed of its own."""
         self.temperature = temperature
         self.top_p = top_p
+        self.generator = generator
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[batch, vocabulary] logits in; out, 0 at the token drawn and -inf elsewhere."""
         scaled = scores.float() / self.temperature
-        uniform = torch.rand(len(scaled), 1, device=scaled.device)
+        where = scaled.device if self.generator is None else self.generator.device
+        uniform = torch.rand(len(scaled), 1, device=where, generator=self.generator).to(scaled.device)
         log_mass = scaled.logsumexp(dim=-1, keepdim=True)
         width = _CANDIDATES if scaled.device.type == "cpu" else scaled.shape[-1]
         token, reached = self._draw(scaled, log_mass, uniform, width)
