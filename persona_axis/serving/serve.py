@@ -82,9 +82,11 @@ def serve(
             app, host=where.host, port=where.port, log_level="warning", timeout_graceful_shutdown=int(where.drain) or 1,
             server_header=False, lifespan="on",
         )  # fmt: skip
-        _run(uvicorn, config)
-        if app.state.failure is not None:
-            raise app.state.failure
+        try:
+            _run(uvicorn, config)
+        except SystemExit:  # uvicorn's way to say that it could not start, its reason logged
+            taken = ServeError(f"the server cannot listen on {where.host}:{where.port}: is it taken?")
+            raise getattr(app.state, "failure", None) or taken from None
     finally:
         if held is not None:
             held.detach()
