@@ -46,9 +46,10 @@ class ModelFacts(TypedDict):
     weights_sha256: str
 
 
-def model_facts(model: nn.Module, stack: str | None = None) -> ModelFacts:
+def model_facts(model: nn.Module, stack: str | None = None, weights_sha256: str | None = None) -> ModelFacts:
     """The facts of `model` that an axis file states; `stack` names the layer list where structure cannot.
 
+    `weights_sha256` is the weights' fingerprint if it is known, as where the weights themselves are elsewhere.
     `architecture` is the `model_type` of the part that generates text (the same with and without a head or a
     vision tower). Raises `ResidualError` for a model whose layers cannot be found.
     """
@@ -64,7 +65,7 @@ def model_facts(model: nn.Module, stack: str | None = None) -> ModelFacts:
         architecture=str(getattr(config, "model_type", None) or type(model).__name__),
         hidden_size=hidden_size(model),
         num_layers=len(layers),
-        weights_sha256=weights_fingerprint(model, stack),
+        weights_sha256=weights_sha256 or weights_fingerprint(model, stack),
     )
 
 
