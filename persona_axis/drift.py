@@ -187,8 +187,8 @@ class _Reader:
         if not batch:
             return
         try:
-            ids = [one.window.ids for one in batch]
-            found = token_projections(self.chat, self.directions, ids, self.levers, self.allow)
+            sequences = [one.window.ids for one in batch]
+            found = token_projections(self.chat, self.directions, sequences, self.levers, self.allow)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(batch) == 1:
                 raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -80,11 +80,14 @@ def weights_fingerprint(model: nn.Module, stack: str | None = None) -> str:
     """
     from persona_axis._layout import find_stack, text_config
 
-    config = text_config(model)
-    layers = find_stack(model, stack).layers
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    return fingerprint_of(text_config(model), embedding, find_stack(model, stack).layers)
+
+
+def fingerprint_of(config: Any, embedding: Any, layers: Sequence[nn.Module]) -> str:
+    """`weights_fingerprint` of the parts; needs nothing else of this package, so that it can be sent to the weights."""
     digest = hashlib.sha256()
     digest.update(json.dumps({key: getattr(config, key, None) for key in _SHAPE_KEYS}).encode())
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
     if embedding is not None:
         with _present(embedding):
             rows = embedding.weight[:_EMBEDDING_ROWS]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from persona_axis._acting import place_of
-from persona_axis._layout import find_stack, hidden_size
+from persona_axis._layout import find_stack, hidden_size, text_config
 from persona_axis.cap import Cap
 from persona_axis.chat import ChatModel
 from persona_axis.drift import token_projections
@@ -29,9 +29,8 @@ from persona_axis.errors import (
     ModelError,
 )
 from persona_axis.extraction.means import Replies, generate_with_means
-from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.quantiles import read_replies
-from persona_axis.fingerprint import require_same, weights_fingerprint
+from persona_axis.fingerprint import fingerprint_of, require_same
 from persona_axis.levers import Lever
 from persona_axis.organism import troupe_path
 from persona_axis.sampling import Sampling, set_aside
@@ -79,10 +78,6 @@ class NNsightChat(ChatModel):
             )
         return (*allow, "weights")
 
-    def hold(self, cap: Cap, allow: Collection[str]) -> Held:
-        """The cap for one block."""
-        return held(self.sight, cap, self.template.source, self.allowed(cap.facts, allow), self.layers)
-
     def generate_ids(
         self,
         prompts: Sequence[Sequence[int]],
@@ -95,32 +90,39 @@ class NNsightChat(ChatModel):
     ) -> list[list[int]]:
         """As `ChatModel.generate_ids`, without its `watch` and `memory`."""
         if watch is not None or memory is not None:
-            raise ModelError("a model run by nnsight keeps no conversation in memory: ask a ChatModel of the same model")
+            raise ModelError("a model run by nnsight keeps no conversation in memory: ask a ChatModel instead")
         return self.drawn(prompts, sampling, seed, None, extra_tokens)[0]
 
     def drawn(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, inside: Held | Means | None, extra: int = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seed: int,
+        inside: Held | Means | None,
+        extra_tokens: int = 0,
     ) -> tuple[list[list[int]], Any, int]:
         """Replies to encoded prompts, what `inside` found, and how many passes the generation took."""
         batch = self.pad_left(prompts)
         asked = {"input_ids": batch.ids, "attention_mask": batch.mask}
-        config = sampling.config(self.stop_ids, self.pad_id, extra)
-        if self.away:
-            config.update(**_NEUTRAL)
+        config = sampling.config(self.stop_ids, self.pad_id, extra_tokens)
+        for name, value in (_NEUTRAL if self.away else {}).items():
+            setattr(config, name, value)
         processors = LogitsProcessorList([Packed(p) for p in sampling.processors(seed)])
         how = {"generation_config": config, "logits_processor": processors, **self.where}
         model = self.sight
         found = None
+        from nnsight import save
+
         with torch.inference_mode(not self.away), nullcontext() if self.away else set_aside(self.model):
             if inside is None:
                 with model.generate(asked, **how) as tracer:
-                    ids = tracer.result.save()
+                    ids = save(tracer.result)
             else:
                 with model.generate(**how) as tracer:
                     with tracer.invoke(asked):
-                        found = inside.throughout().save()
+                        found = save(inside.throughout())
                     with tracer.invoke():
-                        ids = tracer.result.save()
+                        ids = save(tracer.result)
         new = ids[:, batch.ids.shape[1] :].cpu()
         return self.replies_in(new, sampling), found, new.shape[1]
 
@@ -129,16 +131,21 @@ class NNsightChat(ChatModel):
         batch = self.pad_right(sequences)
         asked = {"input_ids": batch.ids, "attention_mask": batch.mask}
         model = self.sight
-        with torch.inference_mode(not self.away):
-            with model.trace(asked, use_cache=False, **self.where) as tracer:
-                found = gauge().save()
-                tracer.stop()
-        return found  # type: ignore[no-any-return]
+        from nnsight import save
 
-    def _fingerprint(self, layers: str | None) -> str:
-        model, fingerprint = self.sight, Packed(weights_fingerprint)
+        with torch.inference_mode(not self.away), model.trace(asked, use_cache=False, **self.where) as tracer:
+            found = save(gauge())
+            tracer.stop()  # the head is not needed
+        return found
+
+    def _fingerprint(self, stack: str | None) -> str:
+        model, fingerprint = self.sight, Packed(fingerprint_of)
+        config, layers = text_config(model._module), list(envoys(model, stack).values())
+        from nnsight import save
+
         with model.trace(torch.zeros(1, 1, dtype=torch.int64), **self.where) as tracer:
-            digest = fingerprint(model._module, layers).save()
+            parts = [layer._module for layer in layers]
+            digest = save(fingerprint(config, model._module.get_input_embeddings(), parts))
             tracer.stop()
         return str(digest)
 
@@ -161,17 +168,34 @@ def envoys(sight: Any, stack: str | None = None) -> Layers:
     return {layer: listed[layer] for layer in range(len(found.layers))}
 
 
-def held(sight: Any, cap: Cap, template: Any, allow: Collection[str], stack: str | None) -> Held:
+def require_here(
+    stated: Mapping[str, Any], asked: Any, allow: Collection[str], stack: str | None
+) -> tuple[Any, Layers]:
+    """The nnsight model and its layers' envoys, if it is the model that `stated` tells of.
+
+    `asked` is a `TransformersModel` or a `NNsightChat`, which knows about weights that are elsewhere. Raises
+    `AxisMismatchError`.
+    """
+    if isinstance(asked, NNsightChat):
+        sight, template, stack, allow = asked.sight, asked.template.source, asked.layers, asked.allowed(stated, allow)
+    else:
+        sight = checked(asked)
+        template = sight.tokenizer
+    try:
+        require_same(stated, sight._module, template, allow, stack)
+    except ModelError as error:
+        raise AxisMismatchError(
+            "cannot tell whether this was made for this model, whose weights are not here: pass "
+            "chat(model, remote=True), which asks the server for their fingerprint, or leave them out with "
+            "allow=('weights',)"
+        ) from error
+    return sight, envoys(sight, stack)
+
+
+def held(asked: Any, cap: Cap, allow: Collection[str], stack: str | None = None) -> Held:
     """A cap for one block, checked against the model as `Cap.on` checks it."""
-    layers, model = envoys(sight, stack), sight._module
-    if cap.facts:
-        try:
-            require_same(cap.facts, model, template, allow, stack)
-        except ModelError as error:
-            raise AxisMismatchError(
-                f"cannot tell whether the cap was made for this model, whose weights are not here ({error}); "
-                "allow=('weights',) leaves them out"
-            ) from error
+    sight, layers = require_here(cap.facts, asked, allow, stack)
+    model = sight._module
     if hidden_size(model) != cap.direction.shape[1]:
         width = f"the cap's direction has width {cap.direction.shape[1]}, the residual stream {hidden_size(model)}"
         raise CapMismatchError(width)
@@ -207,8 +231,8 @@ def _(
     caps = [lever for lever in levers if isinstance(lever, Cap)]
     if len(caps) != len(levers) or len(caps) > 1:
         raise DriftError("inside nnsight the lever of a trajectory is one cap, or none")
-    held = chat.hold(caps[0], allow) if caps else None
-    found = chat.read(Gauge(envoys(chat.sight, chat.layers), directions, held), sequences).numpy()
+    inside = held(chat, caps[0], allow) if caps else None
+    found = chat.read(Gauge(envoys(chat.sight, chat.layers), directions, inside), sequences).numpy()
     return list(found) if caps else [found]
 
 
@@ -218,7 +242,7 @@ def _(
 ) -> Replies:
     all_layers = envoys(chat.sight, chat.layers)
     inside = Means(chat.sight, {layer: all_layers[layer] for layer in layers}, chat.stop_ids)
-    ids, found, passes = chat.drawn(prompts, sampling, seed, inside, extra=1)
+    ids, found, passes = chat.drawn(prompts, sampling, seed, inside, extra_tokens=1)
     if found["passes"] != passes or any(fed != passes - 1 for fed in found["fed"].values()):
         raise ExtractionError(f"layers were seen in {found['fed']} of {passes - 1} steps: nnsight lost some")
     nothing = torch.zeros(len(prompts), len(layers), chat.hidden_size)
@@ -227,7 +251,11 @@ def _(
 
 @read_replies.register
 def _(
-    chat: NNsightChat, layers: Sequence[int], directions: Tensor, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    chat: NNsightChat,
+    layers: Sequence[int],
+    directions: Tensor,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
 ) -> list[Any]:
     gauge = Gauge(envoys(chat.sight, chat.layers), dict(zip(layers, directions, strict=True)))
     found = chat.read(gauge, sequences).numpy()

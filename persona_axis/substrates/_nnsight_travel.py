@@ -1,8 +1,8 @@
 """How our code gets into a request to a server that has torch and nnsight, but not this package.
 
-nnsight's pickler writes a function as its source if the module that it comes from is registered, else as a name that the
-server would have to import. Ours is registered only while one object is written: whoever else uses cloudpickle in this
-process (Ray, for one) goes on finding our classes by their names.
+nnsight's pickler writes a function as its source if the module that it comes from is registered, else as a name that
+the server would have to import. Ours is registered only while one object is written: whoever else uses cloudpickle in
+this process (Ray, for one) goes on finding our classes by their names.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Travelling:
 
     _LIVE: ClassVar[tuple[str, ...]] = ()
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        from copyreg import _reconstructor  # type: ignore[attr-defined]
-
+    def __reduce_ex__(self, protocol: Any) -> Any:
         state = {k: v if k in self._LIVE else Packed(v) for k, v in vars(self).items()}
-        return _reconstructor, (Packed(type(self)), object, None), state
+        if not state:
+            return object.__reduce_ex__(self, protocol)
+        return (*Packed(object.__new__(type(self))).__reduce__(), state)
 
 
 @contextmanager

@@ -7,13 +7,13 @@
         logits = model.output.logits.save()
     held.require(acted)
 
-The arithmetic is `Cap`'s, and the layers are found as everywhere in this package. `remote=True` sends a trace to the NDIF
-service, which needs its key and nothing of this package on the other side. Needs the extra `nnsight`.
+The arithmetic is `Cap`'s, and the layers are found as everywhere in this package. `remote=True` sends a trace to the
+NDIF service, which needs its key and nothing of this package on the other side. Needs the extra `nnsight`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +23,19 @@ import pandas as pd
 from persona_axis import drift
 from persona_axis.axis import Axis
 from persona_axis.cap import Cap
-from persona_axis.errors import CapError
 from persona_axis.extract import Extraction, Listener, Options
 from persona_axis.extract import extract as _extract
 from persona_axis.extraction.events import silent
 from persona_axis.judges import Judge
 from persona_axis.probes import Probes
 from persona_axis.sampling import Sampling
-from persona_axis.substrates._nnsight_chat import NNsightChat, envoys, held
+from persona_axis.substrates._nnsight_chat import NNsightChat, held, require_here
 from persona_axis.substrates._nnsight_inside import Gauge, Held
 from persona_axis.template import Messages
 
-__all__ = ["Gauge", "Held", "NNsightChat", "Replies", "capped", "chat", "extract", "gauge", "generate", "hold", "trajectory"]
+__all__ = [
+    "Gauge", "Held", "NNsightChat", "Replies", "capped", "chat", "extract", "gauge", "generate", "hold", "trajectory",
+]  # fmt: skip
 
 _REMOTE_BATCH = 8
 """Rollouts in one request unless told otherwise: the memory of a server cannot be seen from here."""
@@ -52,8 +53,8 @@ def chat(model: Any, *, remote: Any = False, layers: str | None = None, check: b
     """A nnsight `TransformersModel` as `trajectory`, `extract` and `generate` ask it; make it once for many calls.
 
     `remote` True runs every pass on the NDIF service, "local" sends nothing and goes through nnsight's rehearsal of
-    it; a nnsight backend is taken too. With `remote` the weights' fingerprint is asked of the server in one small request.
-    `layers` names the list of decoder layers where it cannot be found; `check` runs `ChatModel.check` where the
+    it; a nnsight backend is taken too. With `remote` True one small request asks for the weights' fingerprint. `layers`
+    names the list of decoder layers where it cannot be found; `check` runs `ChatModel.check` where the
     weights are here. Raises `ModelError` in one sentence for a missing key, tokenizer or package.
     """
     made = NNsightChat(model, remote=remote, layers=layers)
@@ -65,11 +66,12 @@ def chat(model: Any, *, remote: Any = False, layers: str | None = None, check: b
 def hold(model: Any, cap: Cap, *, allow: Collection[str] = (), layers: str | None = None) -> Held:
     """`cap` for use inside one block: `held()` acts at all its layers, `held.at(layer)` at one.
 
-    Each block gets its own. `allow` and `layers` as `Cap.on` takes `allow` and `stack`; a model whose weights are not
-    here (nnsight's `remote=True`) needs `allow=("weights",)` for a cap that states them. What the block does to a layer
-    before the call is capped, what it does afterwards is not. Raises `AxisMismatchError`, `CapError`.
+    Each block gets its own. `model` is a `TransformersModel` or what `chat` made of one; `allow` and `layers` as
+    `Cap.on` takes `allow` and `stack`. What the block does to a layer before the call is capped, what it does after it
+    is not. Raises `AxisMismatchError` for another model, or one whose weights are elsewhere and were not asked about
+    with `chat`; `CapError` for layers and widths that do not fit.
     """
-    return held(model, cap, model.tokenizer, allow, layers)
+    return held(model, cap, allow, layers)
 
 
 def capped(model: Any, cap: Cap, *, allow: Collection[str] = (), layers: str | None = None) -> Any:
@@ -79,7 +81,8 @@ def capped(model: Any, cap: Cap, *, allow: Collection[str] = (), layers: str | N
     each time they ran is a `CapError`. Raises as `hold`.
     """
     inside = hold(model, cap, allow=allow, layers=layers)
-    with model.edit() as (_, edited):
+    sight = model.sight if isinstance(model, NNsightChat) else model
+    with sight.edit() as (_, edited):
         inside.throughout()
     return edited
 
@@ -92,9 +95,9 @@ def gauge(
 
     `layers` are all of the axis unless given. `held` acts on the way, each layer read before and after it.
     """
-    axis.require(model._module, model.tokenizer, allow, stack)
+    _, envoys = require_here(axis.facts, model, allow, stack)
     wanted = axis.layers if layers is None else sorted(set(layers))
-    return Gauge(envoys(model, stack), {layer: axis.direction[axis.row(layer)] for layer in wanted}, held)
+    return Gauge(envoys, {layer: axis.direction[axis.row(layer)] for layer in wanted}, held)
 
 
 def trajectory(
@@ -133,7 +136,7 @@ def extract(
     progress: Listener = silent,
     remote: Any = False,
 ) -> Extraction:
-    """`persona_axis.extract.extract`, drawn in nnsight's generations: here the same axis, bit for bit or nearly.
+    """`persona_axis.extract.extract`, drawn in nnsight's generations: here the same axis (its quantiles to rounding).
 
     Each batch is one request and comes back as token ids and one sum per reply and layer. A run that was interrupted
     goes on where it was. With `remote`, `options.batch_size` is 8 unless given.
@@ -160,12 +163,10 @@ def generate(
     Raises `CapError` unless the cap acted at each of its layers in every pass.
     """
     asked, drawn_as = _chat(model, remote), sampling or Sampling()
-    held = None if cap is None else asked.hold(cap, allow)
-    ids, acted, passes = asked.drawn(asked.encode_batch(chats), drawn_as, seed, held)
-    if held is not None:
-        if not isinstance(acted, Mapping):
-            raise CapError("the generation did not say how often the cap acted")
-        held.require(acted, passes)
+    inside = None if cap is None else held(asked, cap, allow)
+    ids, acted, passes = asked.drawn(asked.encode_batch(chats), drawn_as, seed, inside)
+    if inside is not None:
+        inside.require(acted, passes)
     return Replies(asked.decode(ids), ids, dict(acted or {}))
 
 
