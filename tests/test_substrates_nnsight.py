@@ -22,7 +22,7 @@ from persona_axis import extract as extraction
 from persona_axis.errors import CapMismatchError, DriftError, ExtractionError
 from persona_axis.residual import editing
 from persona_axis.sampling import NucleusDraw, Sampling
-from persona_axis.steer import Addition
+from persona_axis.steer import add
 
 pytest.importorskip("nnsight", reason="needs nnsight: pip install 'persona-axis[nnsight]'")
 
@@ -87,7 +87,7 @@ def pair() -> Both:
 
 
 def same(found: Any, wanted: Any) -> None:
-    np.testing.assert_allclose(np.asarray(found.detach()), np.asarray(wanted.detach()), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.detach().float(), wanted.detach().float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -100,7 +100,7 @@ def test_a_family_has_the_same_numbers(any_pair):
     )
     for column in ("projection", "projection_before"):
         np.testing.assert_allclose(frame[column], plain[column], rtol=1e-5, atol=1e-6)
-    assert (frame["projection"] > frame["projection_before"] + 0.1).all()  # the cap did something
+    assert (frame["projection"] > frame["projection_before"] + 0.5).any()  # the cap did something
 
     held = substrate.hold(it.sight, it.cap)
     with it.sight.trace(PROMPT):
@@ -149,8 +149,6 @@ def test_draws_are_the_same_draws(pair):
 
 def test_a_draw_of_its_own_state_draws_the_same():
     scores = torch.randn(50, 200)
-    torch.manual_seed(7)
-    wanted = [NucleusDraw(1.0, 0.9)(None, scores) for _ in range(2)]
     with torch.random.fork_rng():
         torch.manual_seed(7)
         wanted = [draw(None, scores) for draw in [NucleusDraw(1.0, 0.9)] * 2]
@@ -167,7 +165,7 @@ def test_the_means_of_replies_are_the_same(pair):
 
 def test_it_composes_with_their_own_interventions(pair):
     """Before the cap at its layer: capped. After it: not. At another layer: as it stands. All equal nested hooks."""
-    model, cap = pair.sight, pair.cap
+    model, cap = pair.sight, pair.axis.cap([0, 2], floor=100.0)
     first, second, third = (torch.randn(32, generator=torch.Generator().manual_seed(i)) for i in range(3))
     held = substrate.hold(model, cap)
     meter = substrate.gauge(model, pair.axis)
@@ -211,7 +209,9 @@ def test_an_edited_copy_caps_everything_on_it(pair):
     assert torch.equal(free, pair.logits())
     with pair.cap.on(plain):
         asked = pair.plain.tokenizer(PROMPT, return_tensors="pt")
-        wanted = plain.generate(**{k: asked[k] for k in ("input_ids", "attention_mask")}, max_new_tokens=4, do_sample=False)
+        wanted = plain.generate(
+            asked["input_ids"], attention_mask=asked["attention_mask"], max_new_tokens=4, do_sample=False
+        )
     assert ids.tolist() == wanted.tolist()
 
 
@@ -221,8 +221,7 @@ def test_their_standing_edits_are_seen_by_a_trajectory(pair):
     with pair.sight.edit() as (_, edited):
         edited.model.layers[1].output = edited.model.layers[1].output + push
     found = substrate.trajectory(edited, pair.axis, TALK)
-    lever = Addition(torch.ones(1, 32) / 32**0.5, [1], 32**0.5)
-    wanted = drift.trajectory(pair.plain, pair.axis, TALK, lever=lever)
+    wanted = drift.trajectory(pair.plain, pair.axis, TALK, lever=add(push, [1]))
     np.testing.assert_allclose(found["projection"], wanted["projection"], rtol=1e-5)
 
 
@@ -276,7 +275,7 @@ def test_extract_makes_the_same_axis_and_resumes(pair, tmp_path):
         if sum(isinstance(e, extraction.Progress) for e in seen) == 2:
             raise Stop
 
-    ask = dict(out=tmp_path / "sight.safetensors")
+    ask = {"out": tmp_path / "sight.safetensors"}
     with pytest.raises(Stop):
         substrate.extract(pair.chat, tiny.probes(), options(), **ask, progress=impatient)
     events: list[Any] = []
@@ -325,11 +324,22 @@ def test_out_of_order_in_a_loop_is_found_out(pair):
         held.require(acted, runs=4)
 
 
-def test_a_layer_that_is_left_out_under_a_capped_model_is_an_error(pair):
+def test_a_layer_that_does_not_run_under_a_capped_model_is_an_error(pair, monkeypatch):
     model = substrate.capped(pair.sight, pair.cap)
-    with pytest.raises(CapError, match="did not act|acted"):
-        with model.trace(PROMPT):
-            model.model.layers[2].skip(model.model.layers[1].output)
+    monkeypatch.setattr(pair.plain.model.config, "num_hidden_layers", 2)
+    told = r"acted \{0: 1, 2: 0\} times \(by layer\) where its layers ran \{0: 1, 2: 0\} times"
+    with pytest.raises(CapError, match=told), model.trace(PROMPT):
+        model.output.save()
+    with pytest.raises(CapError, match="where its layers ran"):
+        substrate.generate(pair.chat, CHATS, pair.cap, GREEDY)
+
+
+def test_a_layer_that_they_skip_is_capped_all_the_same(pair):
+    model, meter = substrate.capped(pair.sight, pair.cap), substrate.gauge(pair.sight, pair.axis)
+    with model.trace(PROMPT):
+        model.model.layers[2].skip(model.model.layers[1].output)
+        left = meter.at(2).save()
+    assert (left >= float(pair.cap.floor[1]) - 1e-4).all()
 
 
 def test_refusals_say_what_to_do(pair, monkeypatch, tmp_path):
@@ -351,11 +361,10 @@ def test_refusals_say_what_to_do(pair, monkeypatch, tmp_path):
     with pytest.raises(ModelError, match="expected nnsight's TransformersModel, got a LlamaForCausalLM"):
         substrate.chat(pair.plain.model)
     with pytest.raises(DriftError, match="one cap, or none"):
-        substrate.trajectory(pair.chat, pair.axis, TALK, lever=Addition(torch.eye(32)[:1], [1], 1.0))
+        substrate.trajectory(pair.chat, pair.axis, TALK, lever=add(torch.ones(32), [1]))
     monkeypatch.setattr(CONFIG.API, "APIKEY", None)
-    for call in (lambda: substrate.trajectory(pair.sight, pair.axis, TALK, remote=True), lambda: substrate.chat(pair.sight, remote=True)):
-        with pytest.raises(ModelError, match="needs a key of the NDIF service: set the environment variable NDIF_API_KEY"):
-            call()
+    with pytest.raises(ModelError, match="needs a key of the NDIF service: set the environment variable NDIF_API_KEY"):
+        substrate.trajectory(pair.sight, pair.axis, TALK, remote=True)
     monkeypatch.setitem(sys.modules, "nnsight", None)
     with pytest.raises(ModelError, match=r"pip install 'persona-axis\[nnsight\]'"):
         substrate.chat(pair.sight)
@@ -424,6 +433,7 @@ def test_requests_are_answered_where_this_package_is_not(pair, away, afar, tmp_p
 
     found = substrate.trajectory(chat, pair.axis, TALK, lever=pair.cap)
     wanted = drift.trajectory(pair.plain, pair.axis, TALK, lever=pair.cap)
+    assert away.answer_bytes < 4096  # scalars only: the activations of so many tokens would be more
     np.testing.assert_allclose(found["projection"], wanted["projection"], rtol=1e-6)
     np.testing.assert_allclose(found["projection_before"], wanted["projection_before"], rtol=1e-6)
 
@@ -445,7 +455,8 @@ def test_requests_are_answered_where_this_package_is_not(pair, away, afar, tmp_p
 
 
 def test_extract_remotely_sends_back_sums_only(pair, away, afar, tmp_path):
-    wanted = extraction.extract(pair.plain, tiny.probes(), options(), out=tmp_path / "plain.safetensors").axis
+    plain = ChatModel.load(away.path)  # by the same name, which one of the default's prompts tells the model
+    wanted = extraction.extract(plain, tiny.probes(), options(), out=tmp_path / "plain.safetensors").axis
     found = substrate.extract(afar, tiny.probes(), options(), out=tmp_path / "away.safetensors", remote=away).axis
     assert np.array_equal(found.arrays["direction"], wanted.arrays["direction"])
     assert {**found.facts, "model": "", "revision": ""} == {**wanted.facts, "model": "", "revision": ""}
@@ -456,9 +467,9 @@ def test_extract_remotely_sends_back_sums_only(pair, away, afar, tmp_path):
 def test_an_error_over_there_is_an_error_here(pair, away, afar):
     chat = substrate.chat(afar, remote=away)
     model = substrate.capped(chat, Cap(pair.cap.direction, pair.cap.layers, floor=[[1.0, 2.0, 3.0]] * 2))
-    with pytest.raises(RuntimeError, match="CapError: bounds for 3 rows do not fit"):
-        with model.trace(PROMPT, backend=away):
-            model.output.logits.save()
+    told = "CapError: bounds for 3 rows do not fit"
+    with pytest.raises(RuntimeError, match=told), model.trace(PROMPT, backend=away):
+        model.output.logits.save()
 
 
 def test_weights_that_are_elsewhere_are_asked_about_or_left_out(pair, away, afar):

@@ -126,8 +126,8 @@ class NNsightChat(ChatModel):
         new = ids[:, batch.ids.shape[1] :].cpu()
         return self.replies_in(new, sampling), found, new.shape[1]
 
-    def read(self, gauge: Gauge, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """What `gauge` gives of one pass over the sequences, padded on the right."""
+    def read(self, gauge: Gauge, sequences: Sequence[Sequence[int]]) -> Any:
+        """The tensor that `gauge` gives of one pass over the sequences, padded on the right."""
         batch = self.pad_right(sequences)
         asked = {"input_ids": batch.ids, "attention_mask": batch.mask}
         model = self.sight

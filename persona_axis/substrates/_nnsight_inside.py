@@ -66,7 +66,7 @@ class Held(Travelling):
         if self.acted != ran or not all(ran.values()):
             raise CapError(
                 f"the cap acted {self.acted} times (by layer) where its layers ran {ran} times: "
-                "was a layer asked for out of order?"
+                "a layer must run, and be asked for in the order the layers run"
             )
         return self.acted
 
