@@ -29,6 +29,7 @@ from persona_axis.extraction.events import silent
 from persona_axis.judges import Judge
 from persona_axis.probes import Probes
 from persona_axis.sampling import Sampling
+from persona_axis.substrates import _nnsight_readings  # noqa: F401 (imported so that they are registered)
 from persona_axis.substrates._nnsight_chat import NNsightChat, held, require_here
 from persona_axis.substrates._nnsight_inside import Gauge, Held
 from persona_axis.template import Messages
@@ -63,24 +64,24 @@ def chat(model: Any, *, remote: Any = False, layers: str | None = None, check: b
     return made
 
 
-def hold(model: Any, cap: Cap, *, allow: Collection[str] = (), layers: str | None = None) -> Held:
+def hold(model: Any, cap: Cap, *, allow: Collection[str] = (), stack: str | None = None) -> Held:
     """`cap` for use inside one block: `held()` acts at all its layers, `held.at(layer)` at one.
 
-    Each block gets its own. `model` is a `TransformersModel` or what `chat` made of one; `allow` and `layers` as
-    `Cap.on` takes `allow` and `stack`. What the block does to a layer before the call is capped, what it does after it
+    Each block gets its own. `model` is a `TransformersModel` or what `chat` made of one; `allow` and `stack` as
+    `Cap.on` takes them. What the block does to a layer before the call is capped, what it does after it
     is not. Raises `AxisMismatchError` for another model, or one whose weights are elsewhere and were not asked about
     with `chat`; `CapError` for layers and widths that do not fit.
     """
-    return held(model, cap, allow, layers)
+    return held(model, cap, allow, stack)
 
 
-def capped(model: Any, cap: Cap, *, allow: Collection[str] = (), layers: str | None = None) -> Any:
+def capped(model: Any, cap: Cap, *, allow: Collection[str] = (), stack: str | None = None) -> Any:
     """A copy of `model` (nnsight's `edit`: it shares the weights) on which every trace and generation is capped.
 
     The cap acts before a block's own interventions at the same layer. A run in which it did not act at all its layers
     each time they ran is a `CapError`. Raises as `hold`.
     """
-    inside = hold(model, cap, allow=allow, layers=layers)
+    inside = hold(model, cap, allow=allow, stack=stack)
     sight = model.sight if isinstance(model, NNsightChat) else model
     with sight.edit() as (_, edited):
         inside.throughout()
