@@ -473,7 +473,7 @@ def test_an_error_over_there_is_an_error_here(pair, away, afar):
 
 
 def test_weights_that_are_elsewhere_are_asked_about_or_left_out(pair, away, afar):
-    with pytest.raises(AxisMismatchError, match="whose weights are not here: pass chat"):
+    with pytest.raises(AxisMismatchError, match="whose weights are not here: load them .*, pass chat"):
         substrate.hold(afar, pair.cap)
     assert substrate.hold(afar, pair.cap, allow=("weights",)).edits
     other = both(tiny.llama(seed=1))

@@ -171,9 +171,9 @@ def require_here(
         require_same(stated, sight._module, template, allow, stack)
     except ModelError as error:
         raise AxisMismatchError(
-            "cannot tell whether this was made for this model, whose weights are not here: pass "
-            "chat(model, remote=True), which asks the server for their fingerprint, or leave them out with "
-            "allow=('weights',)"
+            "cannot tell whether this was made for this model, whose weights are not here: load them "
+            "(model.dispatch()), pass chat(model, remote=True), which asks the server for their fingerprint, or leave "
+            "them out with allow=('weights',)"
         ) from error
     return sight, envoys(sight, stack)
 
