@@ -77,7 +77,7 @@ def acting(
     if session is None:
         # Tensors born in inference mode could never be changed outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            session = sessions[owner] = _Session(make({layer: _place(layers[layer]) for layer in at}))
+            session = sessions[owner] = _Session(make({layer: place_of(layers[layer]) for layer in at}))
     if session.entered:
         raise CapError(f"{what} is already entered on this model: twice is not stronger")
     session.entered = True
@@ -95,7 +95,7 @@ def acting(
         session.entered = False
 
 
-def _place(layer: nn.Module) -> Place:
+def place_of(layer: nn.Module) -> Place:
     parameter = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
     hook = getattr(layer, "_hf_hook", None)  # accelerate keeps offloaded weights on "meta" and knows better
     device = getattr(hook, "execution_device", None) if parameter.is_meta else parameter.device

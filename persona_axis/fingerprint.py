@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -46,9 +46,10 @@ class ModelFacts(TypedDict):
     weights_sha256: str
 
 
-def model_facts(model: nn.Module, stack: str | None = None) -> ModelFacts:
+def model_facts(model: nn.Module, stack: str | None = None, weights_sha256: str | None = None) -> ModelFacts:
     """The facts of `model` that an axis file states; `stack` names the layer list where structure cannot.
 
+    `weights_sha256` is the weights' fingerprint if it is known, as where the weights themselves are elsewhere.
     `architecture` is the `model_type` of the part that generates text (the same with and without a head or a
     vision tower). Raises `ResidualError` for a model whose layers cannot be found.
     """
@@ -64,7 +65,7 @@ def model_facts(model: nn.Module, stack: str | None = None) -> ModelFacts:
         architecture=str(getattr(config, "model_type", None) or type(model).__name__),
         hidden_size=hidden_size(model),
         num_layers=len(layers),
-        weights_sha256=weights_fingerprint(model, stack),
+        weights_sha256=weights_sha256 or weights_fingerprint(model, stack),
     )
 
 
@@ -79,11 +80,14 @@ def weights_fingerprint(model: nn.Module, stack: str | None = None) -> str:
     """
     from persona_axis._layout import find_stack, text_config
 
-    config = text_config(model)
-    layers = find_stack(model, stack).layers
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    return fingerprint_of(text_config(model), embedding, find_stack(model, stack).layers)
+
+
+def fingerprint_of(config: Any, embedding: Any, layers: Sequence[nn.Module]) -> str:
+    """`weights_fingerprint` of the parts; needs nothing else of this package, so that it can be sent to the weights."""
     digest = hashlib.sha256()
     digest.update(json.dumps({key: getattr(config, key, None) for key in _SHAPE_KEYS}).encode())
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
     if embedding is not None:
         with _present(embedding):
             rows = embedding.weight[:_EMBEDDING_ROWS]

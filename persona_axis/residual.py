@@ -106,7 +106,7 @@ def reading(model: nn.Module, layers: Iterable[int], callback: ReadFn, *, stack:
         mark = fires.mark(layer)
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            callback(layer, _hidden(output, layer))
+            callback(layer, hidden_in(output, layer))
             _note(mark)
 
         return hook
@@ -136,7 +136,7 @@ def editing(
         mark = record.mark(layer)
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            hidden = _hidden(output, layer)
+            hidden = hidden_in(output, layer)
             try:
                 edited = edit(hidden)
             except Exception as error:
@@ -186,7 +186,7 @@ def _note(mark: _Mark) -> None:
         mark.runs += 1
 
 
-def _hidden(output: Any, layer: int) -> Tensor:
+def hidden_in(output: Any, layer: int) -> Tensor:
     """The hidden states in a layer's output: the tensor itself or the first item of a tuple or list.
 
     A named tuple says itself what its items are, and the first need not be the residual stream: it is refused.
