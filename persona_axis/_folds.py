@@ -44,6 +44,15 @@ def split_half(folds: NDArray[Any]) -> Array:
     return found
 
 
+def agreement(vectors: NDArray[Any]) -> Array:
+    """Mean cosine between any two of `vectors` [..., m, hidden]; [...]."""
+    rows = unit(vectors)
+    count = rows.shape[-2]
+    total = np.square(rows.sum(axis=-2)).sum(axis=-1) - np.square(rows).sum(axis=(-2, -1))
+    found: Array = total / (count * (count - 1))
+    return found
+
+
 def noise_floor(folds: NDArray[Any], direction: NDArray[Any]) -> float:
     """The |cosine| with `direction` [hidden] that the noise in the mean of `folds` [folds, hidden] gives it by itself,
     exceeded one time in twenty; at most 1.

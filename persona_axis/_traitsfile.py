@@ -3,7 +3,8 @@
 Tensors (n traits, K folds of the questions, L layers, H hidden): `folds` [n, K, L, H] float32, each fold's difference
 positive - negative; `direction` [n, L, H] float32, the unit of their mean; `split_half` [n, L] float32, the cosine
 between halves of the folds; `places` [n, 3, L] float32, the mean projections on the direction of the replies that show
-the trait, of those that suppress it and of the default's; `layers` [L] int64. Metadata as in an axis file.
+the trait, of those that suppress it and of the default's; `wordings` [n, L] float32, the mean cosine between the
+differences of two pairs of instructions; `layers` [L] int64. Metadata as in an axis file.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def _metadata_problem(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _shape_problem(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> str | None:
-    names = ("layers", "folds", "direction", "split_half", "places")
+    names = ("layers", "folds", "direction", "split_half", "wordings", "places")
     for name in names:
         if name not in arrays:
             return f"{name}: this tensor is missing"
@@ -89,6 +90,7 @@ def _shape_problem(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
         "folds": (traits, parts, rows, hidden),
         "direction": (traits, rows, hidden),
         "split_half": (traits, rows),
+        "wordings": (traits, rows),
         "places": (traits, len(PLACES), rows),
     }
     for name, shape in shapes.items():
@@ -97,6 +99,8 @@ def _shape_problem(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
             return f"{name}: expected {list(shape)} float32, found {found}"
         if not np.isfinite(arrays[name]).all():
             return f"{name}: holds NaN or infinite values"
+    if np.abs(arrays["wordings"]).max() > 1 + _TOLERANCE:
+        return "wordings: cosines lie from -1 to 1"
     return None
 
 

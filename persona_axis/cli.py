@@ -102,7 +102,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         path = out or Path(f"{slug(model)}-traits.safetensors")
         options = Options.traits_preset(chat, full=full, **plan)
         preset = "240 questions" if full else "a modest one"
-        with Display(Console(stderr=True), ask=not yes, preset=preset, roles="poles of traits") as display:
+        with Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions") as display:
             made = extract_traits(chat, chosen, asked, options, out=path, run_dir=run_dir, progress=display)
         show_traits(Output(), made)
         return

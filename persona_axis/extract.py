@@ -113,17 +113,19 @@ def extract_traits(
 ) -> Traits:
     """Extract trait vectors into the file `out`: every trait's two poles answer the same questions of `probes`.
 
-    The run is that of `extract` with the poles for roles ("warm +" and "warm -" to a judge, with the description of
-    each), and so are its options (but `roles`: name fewer `traits`) and its errors. Without `options` the plan is
-    `Options.traits_preset(chat)`; without `judge` every reply counts: Troupe's parser knows no traits.
+    The run is that of `extract` with the instructions for roles ("warm + 1" to a judge, with the description of its
+    pole), and so are its options (`prompts` are pairs of instructions; instead of `roles`, name fewer `traits`) and its
+    errors. Without `options` the plan is `Options.traits_preset(chat)`; without `judge` every reply counts: Troupe's
+    parser knows no traits.
     """
     options = Options.traits_preset(chat) if options is None else options
     if options.roles is not None:
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
+    poles = as_roles(traits, probes, options.prompts)
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
-    options = replace(options, calibration=1)
+    options = replace(options, prompts=1, calibration=1)
     made = partial(finish_traits, traits=traits)
-    return _run(chat, as_roles(traits, probes), options, Path(out), run_dir, judge or AcceptAll(), progress, made)
+    return _run(chat, poles, options, Path(out), run_dir, judge or AcceptAll(), progress, made)
 
 
 def _run(

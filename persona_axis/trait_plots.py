@@ -34,22 +34,24 @@ def trait_cosines(
     filled = np.ones(len(values), dtype=bool) if apart is None else np.asarray(apart, dtype=bool)
     if not len(names) == len(values) == len(ends) == len(floor) == len(filled):
         raise ValueError(
-            f"{len(names)} names, {len(values)} cosines, {len(ends)} intervals, {len(floor)} noises, {len(filled)} marks"
+            f"{len(names)} names, {len(values)} cosines, {len(ends)} intervals, {len(floor)} noises, "
+            f"{len(filled)} marks"
         )
     order = np.argsort(-values, kind="stable")
     rows = np.arange(len(order))
-    with canvas(5.4, 1.25 + _ROW * len(rows)) as (figure, ax):
+    with canvas(5.4, 1.35 + _ROW * len(rows)) as (figure, ax):
         ax.barh(rows, 2 * floor[order], left=-floor[order], height=0.86, color="0.86", zorder=1)
         for edge in rows[4:-1:5] + 0.5:  # guides the eye from a name to its dot
             ax.axhline(edge, color="0.8", lw=0.4, zorder=0)
         ax.axvline(0, color="0.35", lw=0.7, zorder=2)
-        for value, colour, line, name in (
-            (random, "0.35", (0, (1, 1.5)), "random\ndirection"), (mixture, ACCENT, (0, (5, 2)), "mixture\nof roles")
-        ):  # fmt: skip
+        for value, colour, line, name, side in (  # each named on a side of its own: they may lie close together
+            (random, "0.35", (0, (1, 1.5)), "random\ndirection", 1),
+            (mixture, ACCENT, (0, (5, 2)), "mixture\nof roles", -1),
+        ):
             if value is not None:
-                for side in (-value, value):
-                    ax.axvline(side, color=colour, lw=0.9, ls=line, zorder=2)
-                    note_above(ax, name, side, colour)
+                for edge in (-value, value):
+                    ax.axvline(edge, color=colour, lw=0.9, ls=line, zorder=2)
+                note_above(ax, name, side * value, colour)
         ax.hlines(rows, *ends[order].T, color=DARK, lw=1.0, zorder=3)
         for told, face in ((True, DARK), (False, "white")):
             shown = filled[order] == told
@@ -61,7 +63,9 @@ def trait_cosines(
         ax.set_xlabel(
             "cosine with the axis\n"
             "$\\leftarrow$ away from the Assistant          toward the Assistant $\\rightarrow$\n"
-            "lines: 95% over questions; grey: the trait's own noise; filled: told from 0"
+            "lines: 95% over questions; grey: the trait's own noise;\n"
+            "filled: told from 0, and the same in other wordings"
         )
-        ax.set_title(titled(f"{len(rows)} traits and the axis", layer), pad=28 if mixture or random else 6)
+        named = random is not None or mixture is not None
+        ax.set_title(titled(f"{len(rows)} traits and the axis", layer), pad=28 if named else 6)
     return figure

@@ -1,7 +1,7 @@
 """The traits of a set of probes, `traits.jsonl`: pairs of instructions that show a trait and that suppress it.
 
-A trait is asked for as roles are: its two poles become two roles, so that both answer the same questions under as
-many instructions and all that is done with roles (plan, rollouts, judge, resume) holds for traits as well.
+A trait is asked for as roles are: each of its instructions becomes a role, so that both poles answer the same
+questions, and all that is done with roles (plan, rollouts, judge, resume) holds for traits as well.
 """
 
 from __future__ import annotations
@@ -61,22 +61,27 @@ def load_traits(dir: str | Path | None = None, names: Collection[str] | None = N
     return tuple(trait for trait in traits if trait.name in names)
 
 
-def as_roles(traits: Sequence[Trait], probes: Probes) -> Probes:
-    """The probes with two roles for each trait, "NAME +" and "NAME -" in turn, in place of their own.
+def as_roles(traits: Sequence[Trait], probes: Probes, pairs: int) -> Probes:
+    """The probes with one role for each instruction in place of their own: by trait, by pole (+ first), by pair.
 
-    Instructions that not every trait has are left out, because a plan asks every role as many. Raises `ProbeError`
-    for no traits.
+    "warm + 1" is the first instruction to be warm. Of each trait the first `pairs` pairs are taken. Raises `ProbeError`
+    for no traits and for more pairs than a trait has or fewer than two: how far they agree is part of the result.
     """
     if not traits:
         raise ProbeError("no traits to ask for: name at least one")
-    pairs = min(len(trait.positive) for trait in traits)
+    if pairs < LEAST_PAIRS:
+        raise ProbeError(f"traits are asked for by at least {LEAST_PAIRS} pairs of instructions, got {pairs}")
+    for trait in traits:
+        if len(trait.positive) < pairs:
+            raise ProbeError(f"{pairs} pairs of instructions asked for, trait {trait.name!r} has {len(trait.positive)}")
     roles = [
-        Role(f"{trait.name} {sign}", description, instructions[:pairs])
+        Role(f"{trait.name} {sign} {pair}", description, (instruction,))
         for trait in traits
         for sign, description, instructions in (
             ("+", trait.description, trait.positive),
             ("-", trait.opposite, trait.negative),
         )
+        for pair, instruction in enumerate(instructions[:pairs], start=1)
     ]
     return Probes(tuple(roles), probes.defaults, probes.questions)
 

@@ -32,7 +32,11 @@ from persona_axis.fingerprint import require_same, require_same_files
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Controls", "TraitCosine", "Traits"]
+__all__ = ["AGREE", "Controls", "TraitCosine", "Traits", "controls"]
+
+AGREE = 0.5
+"""Cosine from which two pairs of instructions are said to agree: as much of each one's vector is the trait that they
+share as is its own words."""
 
 
 class TraitCosine(NamedTuple):
@@ -40,7 +44,8 @@ class TraitCosine(NamedTuple):
 
     `cosine` is positive where the trait points toward the Assistant; `low` and `high` are its 95% interval over
     questions; `noise` is the |cosine| that the noise in its vector gives it by itself (signs shuffled so that the
-    trait cancels; one in twenty); `split_half` how far two halves of the questions agree on the trait.
+    trait cancels; one in twenty); `split_half` how far two halves of the questions agree on the trait, and `wordings`
+    how far two pairs of instructions do.
     """
 
     trait: str
@@ -50,11 +55,12 @@ class TraitCosine(NamedTuple):
     high: float
     noise: float
     split_half: float
+    wordings: float
 
     @property
     def told_apart(self) -> bool:
-        """Whether the cosine is larger than noise and its interval leaves 0 out."""
-        return abs(self.cosine) > self.noise and self.low * self.high > 0
+        """Whether the cosine is larger than noise, its interval leaves 0 out and the wordings agree (`AGREE`)."""
+        return abs(self.cosine) > self.noise and self.low * self.high > 0 and self.wordings >= AGREE
 
 
 class Controls(NamedTuple):
@@ -83,14 +89,24 @@ class Traits:
 
     @classmethod
     def from_folds(
-        cls, folds: ArrayLike, places: ArrayLike, *, layers: Sequence[int], metadata: Mapping[str, Any]
+        cls,
+        folds: ArrayLike,
+        places: ArrayLike,
+        wordings: ArrayLike,
+        *,
+        layers: Sequence[int],
+        metadata: Mapping[str, Any],
     ) -> Traits:
-        """From differences [n, K, L, H] by fold of the questions and mean projections [n, 3, L] (positive, negative,
-        default) on the unit of their mean. `metadata` are the file's keys beside format, conventions, hidden_size."""
+        """From differences [n, K, L, H] by fold of the questions, mean projections [n, 3, L] (positive, negative,
+        default) on the unit of their mean, and how far the pairs of instructions agree [n, L].
+
+        `metadata` are the file's keys beside format, conventions and hidden_size.
+        """
         kept = as_float32(folds)
         arrays: dict[str, NDArray[Any]] = {
             "folds": kept,
             "places": as_float32(places),
+            "wordings": as_float32(wordings),
             "direction": as_float32(np.stack([_folds.unit(trait.mean(axis=0, dtype=np.float64)) for trait in kept])),
             "split_half": as_float32(np.stack([_folds.split_half(trait.swapaxes(0, 1)) for trait in kept])),
             "layers": np.array(layers, dtype=np.int64),
@@ -154,9 +170,14 @@ class Traits:
         held = self.arrays["places"][self.index(trait), :, self.row(layer)]
         return dict(zip(PLACES, map(float, held), strict=True))
 
-    def split_half(self, layer: int) -> dict[str, float]:
-        """How far two halves of the questions agree on each trait at a layer."""
-        return dict(zip(self.names, map(float, self.arrays["split_half"][:, self.row(layer)]), strict=True))
+    def certainty(self, layer: int) -> dict[str, tuple[float, float]]:
+        """How far two halves of the questions, and two pairs of instructions, agree on each trait at a layer: cosines.
+
+        Where the questions agree and the instructions do not, the vector tells words apart and not a trait.
+        """
+        row = self.row(layer)
+        halves, wordings = (self.arrays[name][:, row].tolist() for name in ("split_half", "wordings"))
+        return {name: (half, wording) for name, half, wording in zip(self.names, halves, wordings, strict=True)}
 
     def cosines(self, axis: Axis, layer: int | None = None, allow: Collection[str] = ()) -> tuple[TraitCosine, ...]:
         """How each trait lies to the axis at `layer` (the axis's recommended one), most toward the Assistant first.
@@ -167,18 +188,11 @@ class Traits:
         self.require_axis(axis, allow)
         layer = axis.recommended_layer if layer is None else layer
         row, toward = self.row(layer), axis.arrays["direction"][axis.row(layer)]
-        found = [
-            TraitCosine(
-                name,
-                kind,
-                *_folds.cosine_with(folds[:, row], toward),
-                _folds.noise_floor(folds[:, row], toward),
-                float(half),
-            )
-            for name, kind, folds, half in zip(
-                self.names, self.metadata["kinds"], self.arrays["folds"], self.arrays["split_half"][:, row], strict=True
-            )
-        ]
+        found = []
+        for i, (name, certainty) in enumerate(self.certainty(layer).items()):
+            folds = self.arrays["folds"][i, :, row]
+            measured, noise = _folds.cosine_with(folds, toward), _folds.noise_floor(folds, toward)
+            found.append(TraitCosine(name, self.metadata["kinds"][i], *measured, noise, *certainty))
         return tuple(sorted(found, key=lambda one: -one.cosine))
 
     def require(
