@@ -72,7 +72,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
 
     Without options Troupe gets the demo's plan (every role, 2 prompts, 15 questions) and any other model a modest
     one (100 roles, 2 prompts, 16 questions). A run that was stopped goes on when the same command is given again.
-    With --traits: 2 pairs of instructions for each trait and 16 questions, the same for both poles.
+    With --traits every trait is asked for: 2 pairs of instructions (--prompts) x 16 questions, the same for both poles.
     """
     if only and not traits:
         raise click.UsageError("--only names traits: it goes with --traits")
@@ -134,11 +134,11 @@ def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | 
     if file is None:
         raise click.UsageError("name the axis FILE to show")
 
-    from persona_axis._safefile import read_safe
+    from persona_axis._safefile import stated_format
     from persona_axis._tables import Output, layer_to_show, show_axis
     from persona_axis.axis import Axis
 
-    if traits is None and read_safe(file).metadata.get("format", "").startswith("persona-traits/"):
+    if traits is None and stated_format(file).startswith("persona-traits/"):
         from persona_axis._trait_tables import show_traits
         from persona_axis.traits import Traits
 
