@@ -19,7 +19,7 @@ def show_traits(console: Console, traits: Traits, layer: int | None = None) -> N
     console.print()
     table = plain_table("trait", "kind", "split-half\ncosine", "wordings\nagree", "length", "default")
     for column in table.columns[:2]:
-        column.justify = "left"
+        column.justify, column.no_wrap = "left", False  # where there is no room, names are broken and not figures
     kinds = dict(zip(traits.names, traits.metadata["kinds"], strict=True))
     for name, (half, wordings) in sorted(certainty.items(), key=lambda item: -min(item[1])):
         place = traits.places(name, layer)
@@ -44,7 +44,7 @@ def show_trait_cosines(
     console.print(_facts(traits))
     console.print()
     table = plain_table("trait", "cosine with\nthe axis", "[95%]", "noise", "split-half\ncosine", "wordings\nagree")
-    table.columns[0].justify = "left"
+    table.columns[0].justify, table.columns[0].no_wrap = "left", False
     for one in cosines:
         mark = "* " if one.told_apart else ""
         table.add_row(
