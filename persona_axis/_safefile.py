@@ -66,6 +66,20 @@ def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
     return SafeFile({name: _array(stored[name]) for name in dtypes}, dtypes, metadata)
 
 
+def stated_format(path: str | os.PathLike[str]) -> str:
+    """The `format` in a file's header, which alone is read; "" where none can be: whoever loads the file says why."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return ""
+    match header:
+        case {"__metadata__": {"format": str(found)}}:
+            return found
+    return ""
+
+
 def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file in one step: after any failure the file that was there is untouched.
 

@@ -104,7 +104,11 @@ def _facts(axis: Axis) -> Table:
         "calibration": _chosen(_dict(about, "calibration")),
         "provenance": " ".join(str(about[key]) for key in ("provenance", "date") if about.get(key)),
     }
-    notes = about.get("notes")
+    return account(lines, about.get("notes"))
+
+
+def account(lines: Mapping[str, Any], notes: Any) -> Table:
+    """What a file states, a line each, without those that say nothing; `notes` below, if it is a list of them."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

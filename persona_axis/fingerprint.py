@@ -124,9 +124,7 @@ def require_same(
     `stated` holds any of the keys of `ModelFacts` and `chat_template_sha256`; what it does not state is not
     checked, nor is the template when none is given. `allow` names the differences that are deliberate.
     """
-    unknown = sorted(set(allow) - set(EXCEPTIONS))
-    if isinstance(allow, str) or unknown:
-        raise AxisMismatchError(f"allow={allow!r}: expected a collection of {', '.join(EXCEPTIONS)}")
+    _check_allowed(allow)
     here: dict[str, Any] = dict(_facts_to_compare(stated, model, allow, stack))
     if template is not None:
         here["chat_template_sha256"] = template_sha256(template)
@@ -138,6 +136,23 @@ def require_same(
         f"made for another model: {'; '.join(differences)} (made for {name or 'an unnamed model'}, used on "
         f"{own_name or type(model).__name__}); a deliberate difference is passed as allow=(...)"
     )
+
+
+def require_same_files(
+    name: str, stated: Mapping[str, Any], other_name: str, other: Mapping[str, Any], allow: Collection[str] = ()
+) -> None:
+    """Raise `AxisMismatchError` unless two files state the same model, as far as both state it; `allow` as above."""
+    _check_allowed(allow)
+    if differences := list(_differences(stated, other, allow, "in the other")):
+        raise AxisMismatchError(
+            f"{name} and {other_name} are of different models: {'; '.join(differences)}; "
+            "a deliberate difference is passed as allow=(...), --allow on the command line"
+        )
+
+
+def _check_allowed(allow: Collection[str]) -> None:
+    if isinstance(allow, str) or set(allow) - set(EXCEPTIONS):
+        raise AxisMismatchError(f"allow={allow!r}: expected a collection of {', '.join(EXCEPTIONS)}")
 
 
 def _facts_to_compare(
@@ -153,11 +168,13 @@ def _facts_to_compare(
         yield "weights_sha256", weights_fingerprint(model, stack)
 
 
-def _differences(stated: Mapping[str, Any], here: Mapping[str, Any], allow: Collection[str]) -> Iterator[str]:
+def _differences(
+    stated: Mapping[str, Any], here: Mapping[str, Any], allow: Collection[str], place: str = "here"
+) -> Iterator[str]:
     for name, (key, said) in _COMPARED.items():
         if name in allow or key not in here or stated.get(key) is None or stated[key] == here[key]:
             continue
-        yield f"{said} is {_short(stated[key])} in the file and {_short(here[key])} here"
+        yield f"{said} is {_short(stated[key])} in the file and {_short(here[key])} {place}"
 
 
 def _short(value: Any) -> str:
