@@ -122,7 +122,7 @@ def _check_names(arrays: Mapping[str, NDArray[Any]], extracted: bool) -> None:
 def _check_layers(layers: NDArray[Any], metadata: Mapping[str, Any]) -> None:
     if layers.dtype != np.int64 or layers.ndim != 1 or layers.size == 0:
         raise _Bad(f"layers: expected [layers] int64, found {list(layers.shape)} {layers.dtype}")
-    if np.any(np.diff(layers) <= 0):
+    if np.any(layers[1:] <= layers[:-1]):
         raise _Bad("layers: indices must rise and not repeat")
     if layers[0] < 0 or layers[-1] >= metadata["num_layers"]:
         raise _Bad(f"layers: {layers[0]} to {layers[-1]} are not all among the model's {metadata['num_layers']}")
@@ -143,7 +143,7 @@ def _check_tensors(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
             raise _Bad(f"{name}: expected {list(shapes[name])} float32, found {list(array.shape)} {array.dtype}")
         if not np.isfinite(array).all():
             raise _Bad(f"{name}: holds NaN or infinite values")
-        if name in QUANTILES and np.any(np.diff(array, axis=1) < 0):
+        if name in QUANTILES and np.any(array[:, 1:] < array[:, :-1]):
             raise _Bad(f"{name}: quantiles must not fall")
     if "mean_norm" in arrays and np.any(arrays["mean_norm"] <= 0):
         raise _Bad("mean_norm: norms must be positive")
