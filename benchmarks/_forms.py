@@ -171,8 +171,10 @@ def run(path: Path) -> None:
         assert 0 <= done <= of
         state = store.load_block(0)
         if state is not None:
-            assert state.sums.shape == (2, 2, 3, 8) and state.counts.shape == (2, 2) and state.norms.shape == (3,)
-            assert store.layer_sums(0, 1).shape == (2, 2, 8)
+            roles, groups, layers, hidden = state.sums.shape
+            assert state.counts.shape == (roles, groups) and state.tallies.shape == (roles, len(TALLIES))
+            assert state.norms.shape == (layers,) and state.norms.dtype == torch.float64
+            assert not layers or store.layer_sums(0, layers - 1).shape == (roles, groups, hidden)
         store.cut_rollouts()
         for line in store.rollouts():
             assert isinstance(line, dict)

@@ -206,7 +206,7 @@ def rising(raw: bytes, draw: random.Random) -> bytes:
         return numbers(raw, draw)
     start, end = header["layers"]["data_offsets"]
     room = (end - start) // 8
-    ladder = draw.choice(((0, 2**62, -(2**63) + 1, -(2**62), 3), (2**63 - 1, -(2**63)), (0, 2**63 - 1, -(2**63), 1)))
+    ladder = draw.choice(((2, 2**62, 1 - 2**63, 0), (0, 2**62, 1 - 2**63, -(2**62), 3), (2**63 - 1, -(2**63)), (0, 2**63 - 1, -(2**63), 1)))
     values = [*ladder[: room - 1], ladder[-1], *range(4, 4 + room)][:room]
     return joined(header, data[:start] + struct.pack(f"<{room}q", *values) + data[end:])
 

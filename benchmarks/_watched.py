@@ -63,7 +63,7 @@ def outcome(form: Form, mutant: Mutant, folder: Path, seen: list[str]) -> Outcom
     del seen[:]
     with warnings.catch_warnings(record=True) as noise:
         warnings.simplefilter("always")
-        result, why = judged(form, path)
+        result, why = judged(form, path, folder)
     took, memory = time.perf_counter() - began, peak() - before
     if noise:
         result, why = FAILED, f"warned: {noise[0].category.__name__}: {str(noise[0].message)[:200]}"
@@ -74,13 +74,13 @@ def outcome(form: Form, mutant: Mutant, folder: Path, seen: list[str]) -> Outcom
     return Outcome(mutant.number, mutant.kind, result, why, memory, took, len(mutant.content))
 
 
-def judged(form: Form, path: Path) -> tuple[str, str]:
+def judged(form: Form, path: Path, folder: Path) -> tuple[str, str]:
     try:
         form.read(path)
     except PersonaAxisError as error:
         text = str(error)
-        about = text.replace(str(path), "").replace(str(path.parent), "")
-        if len(about) == len(text) and "units" not in form.name:
+        about = text.replace(str(path), "").replace(str(folder), "")
+        if len(about) == len(text):
             return FAILED, f"does not name the file: {type(error).__name__}: {text[:200]}"
         if len(about) > LONGEST or not text.isprintable():
             return FAILED, f"an error of {len(about)} characters or with control characters: {text[:80]!r}"

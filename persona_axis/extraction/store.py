@@ -142,6 +142,7 @@ class RunStore:
             done, of, end = (facts[key] for key in ("done", "of", "rollouts_end"))
             if not all(type(number) is int for number in (done, of, end)) or not 0 <= done <= of or end < 0:
                 raise ValueError(f"it counts {done} batches of {of} up to byte {end}"[:200])
+            _require_shapes(file)
             self._end = max(self._end, end)
             return done, of
 
@@ -227,6 +228,16 @@ class RunStore:
 
 
 _PLAN = {"settings", "batch_size", "trial", "surroundings"}
+
+
+def _require_shapes(file: Any) -> None:
+    """Raise `ValueError` unless the tensors of a block file are those of one block; reads none of them."""
+    held = {name: file.get_slice(name) for name in ("sums", "counts", "tallies", "norms")}
+    dtypes = [part.get_dtype() for part in held.values()]
+    sums, counts, tallies, norms = (part.get_shape() for part in held.values())
+    shapes = len(sums) == 4 and [counts, tallies, norms] == [sums[:2], [sums[0], len(TALLIES)], [sums[2]]]
+    if not shapes or dtypes != ["F32", "I64", "I64", "F64"]:
+        raise ValueError(f"its tensors {sums}, {counts}, {tallies}, {norms} ({', '.join(dtypes)}) are of no block")
 
 
 def _is_split(split: Any) -> bool:
