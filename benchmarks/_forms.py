@@ -1,7 +1,7 @@
-"""The files that are attacked: a small valid one of every form, its reader, and what must hold of a value that it gives.
+"""The files that are attacked: a small valid one of every form, its reader, and what must hold of what it gives.
 
-A reader gets a folder of its own with the mutant in it. It returns when a valid value came out, raises the family's error
-when the file was refused, and `AssertionError` when a value came out that nobody should have been given.
+A reader gets a folder of its own with the mutant in it. It returns when a valid value came out, raises the family's
+error when the file was refused, and `AssertionError` when a value came out that nobody should have been given.
 """
 
 from __future__ import annotations
@@ -221,12 +221,16 @@ def forms(folder: Path) -> dict[str, Form]:
     np.save(plain, value)
     np.save(fortran, np.asfortranarray(value))
     table = torch.from_numpy(value)
+    unit_rows = value / np.linalg.norm(value, axis=1, keepdims=True)
+    direction = Axis.from_direction(unit_rows, layers=range(LAYERS), metadata=FACTS)
     cap = axis(False).cap([1, 2], floor="default_tokens:p25")
     batch = Cap(cap.direction, cap.layers, floor=[[0.0, 1.0]] * 2, ceiling=[[5.0, 6.0]] * 2, facts=FACTS)
-    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    talk = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "hi"), ("assistant", "yo"))]
     log = b"".join(json.dumps({"id": f"c{i}", "messages": talk, "kinds": ["x"]}).encode() + b"\n" for i in range(3))
     probe = {
-        "roles.jsonl": [{"name": f"r{i}", "description": f"d{i}", "prompts": [f"p{i} {j}" for j in range(5)]} for i in range(3)],
+        "roles.jsonl": [
+            {"name": f"r{i}", "description": f"d{i}", "prompts": [f"p{i} {j}" for j in range(5)]} for i in range(3)
+        ],
         "defaults.jsonl": [{"prompt": text} for text in ("", "a", "b", "c", "You are {model_name}.")],
         "questions.jsonl": [{"text": f"q{i}?", "category": "x"} for i in range(3)],
     }
@@ -239,8 +243,7 @@ def forms(folder: Path) -> dict[str, Form]:
     found = {
         "axis": Form("safetensors", saved(axis(False), folder), axis_file),
         "axis-bf16": Form("safetensors", saved(axis(True), folder), axis_file),
-        "axis-direction": Form("safetensors", saved(Axis.from_direction(
-            value / np.linalg.norm(value, axis=1, keepdims=True), layers=range(LAYERS), metadata=FACTS), folder), axis_file),
+        "axis-direction": Form("safetensors", saved(direction, folder), axis_file),
         "cap": Form("safetensors", saved(cap, folder), cap_file),
         "cap-batch": Form("safetensors", saved(batch, folder), cap_file),
         "check": Form("safetensors", saved(axis(False), folder), checking),
@@ -259,5 +262,6 @@ def forms(folder: Path) -> dict[str, Form]:
     }  # fmt: skip
     found |= {f"probes-{key.split('.')[0]}": Form("lines", asked[key], probes, key, asked) for key in asked}
     family = {"plan.json": "json", "splits.json": "json", "rollouts.jsonl": "lines"}
-    found |= {f"run-{Path(key).name.split('.')[0]}": Form(family.get(key, "safetensors"), kept[key], run, key, kept) for key in kept}
+    for key in kept:
+        found[f"run-{Path(key).stem}"] = Form(family.get(key, "safetensors"), kept[key], run, key, kept)
     return found

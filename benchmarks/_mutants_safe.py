@@ -11,7 +11,9 @@ from typing import Any
 Header = dict[str, Any]
 SIDES = (0, 1, 3, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, 10**40, -1, True, 1.0, None, "4")
 DTYPES = ("F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F4", "f32", "", "X" * 5000)
-PATHS = ("../../x", "/etc/passwd", "C:\\x", "a\0b", "x" * 2_000_000, "\x1b[2J", "direction\n", "__proto__", "\u202edir", "")
+PATHS = (
+    "../../x", "/etc/passwd", "C:\\x", "a\0b", "x" * 2_000_000, "\x1b[2J", "direction\n", "__proto__", "\u202edir", "",
+)  # fmt: skip
 FLOATS = (float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 1e-45, 0.0)
 INTEGERS = (-1, 0, 2**31, 2**62, -(2**62), 2**63 - 1, -(2**63), 10**6)
 VALUES = (
@@ -206,7 +208,10 @@ def rising(raw: bytes, draw: random.Random) -> bytes:
         return numbers(raw, draw)
     start, end = header["layers"]["data_offsets"]
     room = (end - start) // 8
-    ladder = draw.choice(((2, 2**62, 1 - 2**63, 0), (0, 2**62, 1 - 2**63, -(2**62), 3), (2**63 - 1, -(2**63)), (0, 2**63 - 1, -(2**63), 1)))
+    ladder = draw.choice((
+        (2, 2**62, 1 - 2**63, 0), (0, 2**62, 1 - 2**63, -(2**62), 3), (2**63 - 1, -(2**63)),
+        (0, 2**63 - 1, -(2**63), 1),
+    ))  # fmt: skip
     values = [*ladder[: room - 1], ladder[-1], *range(4, 4 + room)][:room]
     return joined(header, data[:start] + struct.pack(f"<{room}q", *values) + data[end:])
 

@@ -1,4 +1,4 @@
-"""Damage to files of torch.save: the zip around them, the pickle inside them, and what the two say of each other.
+"""Damage to the pickle in a file of torch.save: calls, lies about storages, large things in few bytes.
 
 Every program that would run something would make the file `CANARY`, which must never appear.
 """
@@ -7,82 +7,33 @@ from __future__ import annotations
 
 import io
 import random
-import struct
+import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from _mutants_headers import CANARY
 from _mutants_json import spots
 from _mutants_safe import VALUES
+from _mutants_zip import ZIP
+from _pickles import (
+    COMMAND,
+    PROGRAM,
+    dictionary,
+    entries,
+    integer,
+    many,
+    named,
+    plain,
+    program,
+    storage,
+    strided,
+    with_program,
+    word,
+    zipped,
+)  # fmt: skip
 
-PROGRAM = "archive/data.pkl"
-COMMAND = f"touch {CANARY}".encode()
-BOMB = 64 * 2**20
-
-
-def entries(raw: bytes) -> dict[str, bytes]:
-    """Name and content of every entry, under the folder `archive`."""
-    with zipfile.ZipFile(io.BytesIO(raw)) as held:
-        return {"archive/" + name.partition("/")[2]: held.read(name) for name in held.namelist()}
-
-
-def zipped(held: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", method) as made:
-        for name, content in held.items():
-            made.writestr(zipfile.ZipInfo(name), content, method)
-    return stream.getvalue()
-
-
-def with_program(raw: bytes, program: bytes) -> bytes:
-    return zipped(entries(raw) | {PROGRAM: program})
-
-
-# A pickle, put together by hand.
-def word(value: str | bytes) -> bytes:
-    coded = value.encode() if isinstance(value, str) else value
-    return b"X" + struct.pack("<I", len(coded)) + coded
-
-
-def integer(value: int) -> bytes:
-    if 0 <= value < 256:
-        return b"K" + bytes([value])
-    coded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
-    return b"\x8a" + bytes([len(coded)]) + coded if len(coded) < 256 else b"\x8b" + struct.pack("<I", len(coded)) + coded
-
-
-def named(name: str) -> bytes:
-    module, _, attribute = name.rpartition(".")
-    return f"c{module}\n{attribute}\n".encode()
-
-
-def many(values: list[bytes]) -> bytes:
-    return b"(" + b"".join(values) + b"t"
-
-
-def program(value: bytes) -> bytes:
-    return b"\x80\x02" + value + b"."
-
-
-def storage(count: int, key: str = "0", kind: str = "torch.FloatStorage", where: str = "cpu") -> bytes:
-    return many([word("storage"), named(kind), word(key), word(where), integer(count)]) + b"Q"
-
-
-def strided(held: bytes, offset: int, sizes: list[int], strides: list[int]) -> bytes:
-    ordered = named("collections.OrderedDict") + b")R"
-    sides = [many([integer(n) for n in values]) for values in (sizes, strides)]
-    return named("torch._utils._rebuild_tensor_v2") + many([held, integer(offset), *sides, b"\x89", ordered]) + b"R"
-
-
-def plain(count: int = 128) -> bytes:
-    return strided(storage(count), 0, [count // 32, 32], [32, 1])
-
-
-def dictionary(pairs: list[tuple[bytes, bytes]]) -> bytes:
-    return b"}(" + b"".join(key + value for key, value in pairs) + b"u"
+CODES = b"(.012FINKMSTUVXQRabcdegijlopqrstu})]\x80\x81\x82\x85\x86\x87\x88\x8a\x8b\x8f\x93\x94\x95"
 
 
 def called(raw: bytes, draw: random.Random) -> bytes:
@@ -140,10 +91,19 @@ def allocating(raw: bytes, draw: random.Random) -> bytes:
         named("builtins.bytearray") + size + b"\x85R", named("torch.FloatStorage") + size + b"\x85R",
         named("torch.FloatTensor") + size + b"\x85R", named("torch.storage.UntypedStorage") + size + b"\x85R",
         named("torch.Tensor") + size + b"\x85R", named("torch.Tensor") + size + b"\x85\x81",
-        named("torch._utils._rebuild_meta_tensor_no_storage") + many([named("torch.float32"), many([size]), many([size]), b"\x89"]) + b"R",
-        named("torch.Size") + many([many([size] * 100)]) + b"R", b"\x8b\xff\xff\xff\x7f", word(b"x")[:1] + b"\xff\xff\xff\xff",
+        named("torch._utils._rebuild_meta_tensor_no_storage")
+        + many([named("torch.float32"), many([size]), many([size]), b"\x89"]) + b"R",
+        named("torch.Size") + many([many([size] * 100)]) + b"R", b"\x8b\xff\xff\xff\x7f",
+        word(b"x")[:1] + b"\xff\xff\xff\xff",
     ))  # fmt: skip
     return with_program(raw, program(draw.choice((call, dictionary([(word("axis"), plain()), (word("x"), call)])))))
+
+
+def experiment(vectors: bytes, cap: bytes, vector: bytes) -> list[tuple[bytes, bytes]]:
+    """A capping configuration of one intervention."""
+    intervention = dictionary([(word("cap"), cap), (word("vector"), vector)])
+    one = dictionary([(word("id"), word("a")), (word("interventions"), b"]" + intervention + b"a")])
+    return [(word("vectors"), vectors), (word("experiments"), b"]" + one + b"a")]
 
 
 def laughing(raw: bytes, draw: random.Random) -> bytes:
@@ -154,10 +114,7 @@ def laughing(raw: bytes, draw: random.Random) -> bytes:
     pairs = draw.choice((
         [(laugh, b"N")], [(word("axis"), laugh)], [(word("axis"), plain()), (word("metadata"), laugh)],
         [(word("axis"), plain()), (word("metadata"), dictionary([(laugh, b"N")]))],
-        [(word("vectors"), dictionary([])), (word("experiments"), b"]" + dictionary([(word("id"), word("a")), (
-            word("interventions"), b"]" + dictionary([(word("cap"), laugh), (word("vector"), laugh)]) + b"a")]) + b"a")],
-        [(word("vectors"), dictionary([(word("v"), plain())])), (word("experiments"), b"]" + dictionary([(word("id"), word("a")), (
-            word("interventions"), b"]" + dictionary([(word("cap"), laugh), (word("vector"), word("v"))]) + b"a")]) + b"a")],
+        experiment(dictionary([]), laugh, laugh), experiment(dictionary([(word("v"), plain())]), laugh, word("v")),
     ))  # fmt: skip
     return with_program(raw, program(dictionary(pairs)))
 
@@ -173,8 +130,8 @@ def sharing(raw: bytes, draw: random.Random) -> bytes:
         vectors = dictionary([(word(f"v{i}"), again if i else begin) for i in range(count)])
         listed = [dictionary([(word("vector"), word(f"v{i}")), (word("cap"), b"K\1"), (word("layer"), b"K\1")])
                   for i in range(count)]  # fmt: skip
-        experiment = dictionary([(word("id"), word("a")), (word("interventions"), b"](" + b"".join(listed) + b"e")])
-        made = program(dictionary([(word("vectors"), vectors), (word("experiments"), b"]" + experiment + b"a")]))
+        one = dictionary([(word("id"), word("a")), (word("interventions"), b"](" + b"".join(listed) + b"e")])
+        made = program(dictionary([(word("vectors"), vectors), (word("experiments"), b"]" + one + b"a")]))
         return zipped(entries(raw) | {PROGRAM: made, "archive/data/0": draw.randbytes(2) * 2 * width})
     count = draw.choice((300, 3_000))
     layers = b"](" + b"K\1" * count + b"eq\1"
@@ -194,7 +151,7 @@ def opcodes(raw: bytes, draw: random.Random) -> bytes:
         at = draw.randrange(len(made))
         match draw.randrange(3):
             case 0:
-                made[at] = draw.choice(b"(.012FINKMSTUVXQRabcdegijlopqrstu})]\x80\x81\x82\x85\x86\x87\x88\x8a\x8b\x8f\x93\x94\x95")
+                made[at] = draw.choice(CODES)
             case 1:
                 del made[at]
             case _:
@@ -224,96 +181,19 @@ def values(raw: bytes, draw: random.Random) -> bytes:
 def twice(raw: bytes, draw: random.Random) -> bytes:
     """A dictionary with one key twice, an entry of the zip twice."""
     if draw.random() < 0.5:
-        return with_program(raw, program(dictionary([(word("axis"), plain()), (word("axis"), b"N" if draw.random() < 0.5 else plain())])))
+        again = b"N" if draw.random() < 0.5 else plain()
+        return with_program(raw, program(dictionary([(word("axis"), plain()), (word("axis"), again)])))
     stream = io.BytesIO()
     held = entries(raw)
-    with zipfile.ZipFile(stream, "w") as made:
+    with zipfile.ZipFile(stream, "w") as made, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile minds, and does it
         for name, content in [*held.items(), (draw.choice(sorted(held)), program(plain()))]:
             made.writestr(zipfile.ZipInfo(name), content)
     return stream.getvalue()
 
 
-@lru_cache
-def bombed(method: int) -> bytes:
-    return zipped({PROGRAM: program(plain(BOMB // 4)), "archive/version": b"3\n", "archive/data/0": bytes(BOMB)}, method)
-
-
-def compressed(raw: bytes, draw: random.Random) -> bytes:
-    """Entries that unpack to more than the file; at times with a directory that calls them stored."""
-    if draw.random() < 0.3:
-        return zipped(entries(raw), draw.choice((zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)))
-    made = bytearray(bombed(zipfile.ZIP_DEFLATED))
-    if draw.random() < 0.5:
-        at = -1
-        while (at := made.find(b"PK\1\2", at + 1)) >= 0:
-            made[at + 10 : at + 12] = b"\0\0"
-    return bytes(made)
-
-
-def two_directories(raw: bytes, draw: random.Random) -> bytes:
-    """One directory where the end record says, another right before that record: readers differ in which they take."""
-    bomb, good = bombed(zipfile.ZIP_DEFLATED), zipped(entries(raw))
-    size = int.from_bytes(bomb[-10:-6], "little")
-    end = bytearray(good[-22:])
-    end[12:16] = size.to_bytes(4, "little")
-    end[16:20] = int.from_bytes(bomb[-6:-2], "little").to_bytes(4, "little")
-    directory = good[int.from_bytes(good[-6:-2], "little") : -22]
-    return bomb[:-22] + good[: -22 - len(directory)] + (b"\0" * max(0, size - len(directory))) + directory + bytes(end)
-
-
-def directory(raw: bytes, draw: random.Random) -> bytes:
-    """Sizes, offsets, flags and names in the zip's directory that lie, or no directory at all."""
-    made = bytearray(zipped(entries(raw)))
-    at, starts = -1, []
-    while (at := made.find(b"PK\1\2", at + 1)) >= 0:
-        starts.append(at)
-    if draw.random() < 0.3:
-        return bytes(made[: draw.choice((*starts, len(made) - 22, len(made) - 1))])
-    spot = draw.choice(starts)
-    offset, size = draw.choice(((20, 4), (24, 4), (42, 4), (10, 2), (8, 2), (28, 2), (30, 2), (32, 2), (16, 4), (36, 2)))
-    made[spot + offset : spot + offset + size] = draw.choice((0, 1, 8, 0xFFFF, 2**31, 2**32 - 1, 1000)).to_bytes(4, "little")[:size]
-    if draw.random() < 0.3:
-        end = len(made) - 22
-        field = draw.choice((8, 10, 12, 16))
-        made[end + field : end + field + 2] = draw.choice((0, 1, 0xFFFF)).to_bytes(2, "little")
-    return bytes(made)
-
-
-def members(raw: bytes, draw: random.Random) -> bytes:
-    """Entries renamed, missing, more, or with another content."""
-    held: dict[str, Any] = dict(entries(raw))
-    name = draw.choice(sorted(held))
-    match draw.randrange(6):
-        case 0:
-            held.pop(name)
-        case 1:
-            held[draw.choice(("../../x", "/tmp/x", "archive/../data.pkl", "x", "a" * 60_000, "archive/code/x.py"))] = held.pop(name)
-        case 2:
-            held |= {f"archive/x{i}": b"" for i in range(draw.choice((10, 5_000)))}
-        case 3:
-            held |= {draw.choice(("archive/constants.pkl", "archive/byteorder", "archive/.format_version", "archive/version",
-                                  "b/data.pkl", "archive/.data/serialization_id")): draw.choice((b"big", b"", b"x" * 99))}  # fmt: skip
-        case 4:
-            held = {"../" * 5 + key: value for key, value in held.items()}
-        case _:
-            held[name] = held[name][: draw.randrange(len(held[name]) + 1)]
-    return zipped(held)
-
-
-def numbers(raw: bytes, draw: random.Random) -> bytes:
-    """NaN, infinities and huge numbers in the tensors' own bytes."""
-    held = entries(raw)
-    name = draw.choice([name for name in held if name.startswith("archive/data/")])
-    made = bytearray(held[name])
-    for _ in range(draw.choice((1, 4))):
-        at = draw.randrange(len(made) // 4) * 4
-        struct.pack_into("<I", made, at, draw.choice((0x7FC00000, 0x7FA00000, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 1, 0)))
-    return zipped(held | {name: bytes(made)})
-
-
 TORCH: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "calls": called, "storage lies": storages, "strides lie": strides, "allocations": allocating,
     "nested references": laughing, "shared data": sharing, "opcodes": opcodes, "other values": values,
-    "duplicate keys": twice, "compressed": compressed, "two directories": two_directories, "directory lies": directory,
-    "entries": members, "NaN and ends": numbers,
+    "duplicate keys": twice, **ZIP,
 }  # fmt: skip

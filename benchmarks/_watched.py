@@ -131,7 +131,7 @@ def peak() -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
 
 
-def batch(form: Form, name: str, made: list[Mutant]) -> list[Outcome]:
+def batch(form: Form, made: list[Mutant]) -> list[Outcome]:
     """The outcomes of some mutants, read by a child process. One that ends it is a failure, and a new child goes on."""
     found: list[Outcome] = []
     context = multiprocessing.get_context("fork")
@@ -165,14 +165,17 @@ def _child(form: Form, made: list[Mutant], answer: Connection) -> None:
         os.chdir(root)
         folder = Path(root) / "files"
         seen: list[str] = []
+        signal.signal(signal.SIGALRM, _late)
+        signal.alarm(SECONDS)
         with contextlib.suppress(BaseException):
             laid(form, form.content, folder)
             form.read(folder / form.name)  # what is imported lazily is imported here
+        signal.alarm(0)
+        os.ftruncate(said, 0)
         watch(Path(root), seen)
         with open("/proc/self/status") as file:
             size = next(int(line.split()[1]) for line in file if line.startswith("VmSize")) * 1024
         resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, size + ROOM))
-        signal.signal(signal.SIGALRM, _late)
         for mutant in made:
             signal.alarm(SECONDS)
             told = outcome(form, mutant, folder, seen)

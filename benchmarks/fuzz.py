@@ -3,9 +3,9 @@
     python benchmarks/fuzz.py --mutants 100000 --seed 0              # all forms
     python benchmarks/fuzz.py --loader axis,cap --seconds 60         # some, for a minute
 
-Forms take turns. A mutant is a pure function of (seed, form, number). Children read them, with limits on time and memory;
-an audit hook sees whatever would run a program or write elsewhere. Failing files are written to a folder and the exit code
-is then 1.
+Forms take turns. A mutant is a pure function of (seed, form, number). Children read them, with limits on time and
+memory; an audit hook sees whatever would run a program or write elsewhere. Failing files are written to a folder, and
+the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, help="stop after this long")
     parser.add_argument("--loader", help="forms or beginnings of their names, separated by commas (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="folder of failing files (default runs/fuzz)")
+    parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="for failing files (default runs/fuzz)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ def campaign(
             if time.monotonic() > end:
                 return
             made = list(mutants(form.content, name, form.family, seed, numbers))
-            for told in batch(form, name, made) if made else ():
+            for told in batch(form, made) if made else ():
                 yield name, told
 
 

@@ -26,8 +26,7 @@ with atheris.instrument_imports(include=["persona_axis"]):
     from _mutants import mutants
     from _watched import LONGEST
 
-    import persona_axis.vectors.torchfile
-    import persona_axis.vectors.torchlayouts
+    import persona_axis.vectors.torchlayouts  # noqa: F401  read lazily by the package, and wanted instrumented
     from persona_axis.errors import PersonaAxisError
 
 PARENTS = 300

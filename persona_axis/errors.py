@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 LONGEST = 2000
 """Characters of an error's text. A file may hold a name of megabytes; telling it would help nobody."""
 

@@ -162,10 +162,9 @@ def test_nothing_imports_the_command_line() -> None:
 
 def test_no_pickle_is_loaded() -> None:
     """Not even published vectors: `vectors/torchpickle.py` walks through one and calls nothing."""
+    loading = re.compile(r"\btorch\.load\(|\bpickle\.load|^\s*(import|from) pickle\b|\bjoblib\b", re.M)
     for path in (ROOT / "persona_axis").rglob("*.py"):
-        assert not re.search(r"\btorch\.load\(|\bpickle\.load|^\s*(import|from) pickle\b|\bjoblib\b", path.read_text(), re.M), (
-            path
-        )
+        assert not loading.search(path.read_text()), path
 
 
 def test_nothing_names_a_registry_or_a_machine() -> None:
