@@ -167,7 +167,7 @@ def _layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str,
         if dtype not in accepted:
             raise AxisFileError(f"{path}: {name}: dtype {dtype} is not among {', '.join(accepted)}")
         if not plain_shape(shape):
-            raise AxisFileError(f"{path}: {name}: malformed shape {shape}")
+            raise AxisFileError(f"{path}: {name}: malformed shape {shape[:_MOST_SIDES]}")
         if not 0 <= start <= end < 2**63:
             raise AxisFileError(f"{path}: {name}: malformed header entry: its data can't lie at {start} to {end}")
         if end - start != math.prod(shape) * accepted[dtype].itemsize:

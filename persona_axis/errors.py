@@ -15,11 +15,11 @@ class PersonaAxisError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         if len(text) > LONGEST:
             text = f"{text[: LONGEST - 500]} ... ({len(text) - LONGEST} characters left out) ... {text[-500:]}"
-        if text.isprintable():
-            return text
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return text
 
 
 class AxisFileError(PersonaAxisError):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import pickletools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,13 +35,15 @@ _SHARED = 4
 _MOST_SIDES, _LARGEST = 8, 2**62
 
 
-class Name(NamedTuple):
-    """What the program names: one of a few words, never the thing itself."""
+@dataclass(frozen=True, eq=False)
+class Name:
+    """What the program names: one of a few words, never the thing itself. No tuple: a file could spell one."""
 
     name: str
 
 
-class _Storage(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Storage:
     numbers: Tensor
 
 
