@@ -63,12 +63,22 @@ def decode_metadata(where: str, metadata: Mapping[str, str]) -> dict[str, Any]:
             decoded[key] = text or None
             continue
         try:
-            decoded[key] = json.loads(text)
+            decoded[key] = json_of(text)
         except (ValueError, RecursionError):
             if key in known:
                 raise AxisFileError(f"{where}: {key}: not valid JSON: {text[:40]!r}") from None
             decoded[key] = text
     return decoded
+
+
+def json_of(text: str) -> Any:
+    """The value of a JSON text. Raises `RecursionError`, and `ValueError` also for half a character (a lone surrogate),
+    which no terminal and no file takes.
+    """
+    value = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def check_axis(where: str, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], bf16_roles: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
@@ -27,6 +28,7 @@ from vectors_factory import axis_rows, capping, saved
 
 from persona_axis import Axis, Cap, PersonaAxisError
 from persona_axis._safefile import read_safe
+from persona_axis._tables import Output, show_axis
 from persona_axis.calibration.units import Units
 from persona_axis.errors import LONGEST, AxisFileError, ExtractionError, VectorsError
 from persona_axis.extraction.store import RunStore
@@ -126,6 +128,40 @@ class TestSafetensors:
         with pytest.raises(AxisFileError, match=key) as error:
             Axis.load(path)
         assert len(str(error.value)) < LONGEST + 100
+
+
+def test_half_a_character_in_the_metadata(path, axis_file):
+    """JSON can spell it, and nothing can print or save it."""
+    header, data = parts(axis_file)
+    stated = header["__metadata__"]
+    for key in ("role_names", "accepted"):
+        stated[key] = stated[key].replace("ghost", "\\ud800")
+    path.write_bytes(joined(header, data))
+    with pytest.raises(AxisFileError, match="role_names: not valid JSON|accepted: not valid JSON"):
+        Axis.load(path)
+    for key in ("role_names", "accepted"):
+        stated[key] = stated[key].replace("\\ud800", "\\ud83d\\ude00")
+    path.write_bytes(joined(header, data))
+    assert Axis.load(path).role_names[0] == "\U0001f600"
+    axis(False).cap(2, floor=0.0).save(path)
+    header, data = parts(path.read_bytes())
+    header["__metadata__"]["provenance"] = '{"notes": ["\\uD800"]}'
+    path.write_bytes(joined(header, data))
+    with pytest.raises(AxisFileError, match="provenance: expected a JSON object"):
+        Cap.load(path)
+
+
+def test_names_that_would_steer_a_terminal(path, axis_file):
+    header, data = parts(axis_file)
+    stated = header["__metadata__"]
+    stated |= {key: stated[key].replace("ghost", "\\u001b[2Jgh[red]\\u202eost") for key in ("role_names", "accepted")}
+    stated["model"] = "\x1b]0;title\x07tiny"
+    path.write_bytes(joined(header, data))
+    output = Output(file=io.StringIO(), force_terminal=False, width=120)
+    show_axis(output, Axis.load(path))
+    shown = output.file.getvalue()
+    assert "[2Jgh[red]ost" in shown and "]0;titletiny" in shown
+    assert shown.replace("\n", "").isprintable()
 
 
 def test_an_error_keeps_both_ends_of_its_text():
@@ -248,6 +284,12 @@ class TestTorch:
         path.write_bytes(with_program(ROWS, program(experiment(b"](" + one + b"q\3" + b"h\3" * 3000 + b"e"))))
         with pytest.raises(VectorsError, match="lists more interventions than a file of [0-9]+ bytes can hold"):
             read(path)
+
+    def test_a_vector_of_two_layers(self, path):
+        held = capping()
+        held["vectors"]["layer_1/contrast"]["layer"] = [1, 2]
+        with pytest.raises(VectorsError, match="layer: a list is no layer"):
+            read(saved(path, held))
 
     def test_two_directories(self, path):
         """zipfile takes the directory before the end record, other readers the one that the record points to."""

@@ -165,7 +165,7 @@ def _vector(where: str, name: str, value: Any, size: int) -> tuple[int | None, R
         raise VectorsError(f"{where}: {told}: expected 'vector' and 'layer', found {sorted(map(str, value))[:5]}")
     layer = value.get("layer")
     if layer is not None:
-        (layer,) = _numbers(where, f"{told}: layer", layer, int)
+        (layer,) = _numbers(where, f"{told}: layer", [layer], int)
     return layer, tensor_rows(where, told, value["vector"], size, ranks=(1,))
 
 
