@@ -27,6 +27,9 @@ from persona_axis.errors import PersonaAxisError
 CONSTANT, TIMES = 48 * 2**20, 24
 """A mutant of n bytes may take `CONSTANT` + `TIMES` * n bytes of memory more than there was before."""
 SECONDS = 10
+"""Of processor time for one mutant, so that a busy machine makes no failures."""
+SILENCE = 12
+"""How many times that long, by the clock, a child may say nothing."""
 ROOM = 2**30
 """Address space beyond what the process has at its start."""
 LONGEST = 4000
@@ -49,6 +52,7 @@ class Outcome(NamedTuple):
     memory: int = 0
     """Bytes at the peak, over what there was before."""
     seconds: float = 0.0
+    """Of processor time."""
     size: int = 0
 
 
@@ -59,12 +63,12 @@ class Late(BaseException):
 def outcome(form: Form, mutant: Mutant, folder: Path, seen: list[str]) -> Outcome:
     """Read one mutant in `folder`, which is cleared and filled first. `seen` is what the audit hook has noted."""
     path = laid(form, mutant.content, folder)
-    before, began = reset_peak(), time.perf_counter()
+    before, began = reset_peak(), time.process_time()
     del seen[:]
     with warnings.catch_warnings(record=True) as noise:
         warnings.simplefilter("always")
         result, why = judged(form, path, folder)
-    took, memory = time.perf_counter() - began, peak() - before
+    took, memory = time.process_time() - began, peak() - before
     if noise:
         result, why = FAILED, f"warned: {noise[0].category.__name__}: {str(noise[0].message)[:200]}"
     if seen or os.path.exists(CANARY) or (folder / CANARY).exists():
@@ -142,8 +146,8 @@ def batch(form: Form, made: list[Mutant]) -> list[Outcome]:
         theirs.close()
         ended = ""
         while len(found) < len(made):
-            if not ours.poll(3 * SECONDS):
-                ended = f"hung for more than {3 * SECONDS} s where no signal reaches"
+            if not ours.poll(SILENCE * SECONDS):
+                ended = f"hung for more than {SILENCE * SECONDS} s where no signal reaches"
                 break
             try:
                 found.append(Outcome(*ours.recv()))
@@ -165,21 +169,20 @@ def _child(form: Form, made: list[Mutant], answer: Connection) -> None:
         os.chdir(root)
         folder = Path(root) / "files"
         seen: list[str] = []
-        signal.signal(signal.SIGALRM, _late)
-        signal.alarm(SECONDS)
+        signal.signal(signal.SIGPROF, _late)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         with contextlib.suppress(BaseException):
             laid(form, form.content, folder)
             form.read(folder / form.name)  # what is imported lazily is imported here
-        signal.alarm(0)
         os.ftruncate(said, 0)
         watch(Path(root), seen)
         with open("/proc/self/status") as file:
             size = next(int(line.split()[1]) for line in file if line.startswith("VmSize")) * 1024
         resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, size + ROOM))
         for mutant in made:
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             told = outcome(form, mutant, folder, seen)
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             if os.fstat(said).st_size and told.result != FAILED:
                 text = (Path(root) / "said").read_text(errors="replace")[:200]
                 told = told._replace(result=FAILED, why=f"printed: {text!r}")

@@ -125,13 +125,19 @@ def leaking(path: Path) -> None:
 
 
 def hanging(path: Path) -> None:
-    import time
-
     while path:
         try:
-            time.sleep(10)
+            sum(range(1000))
         except Exception:  # what swallows everything does not swallow the clock
             continue
+
+
+def asleep(path: Path) -> None:
+    import signal
+    import time
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
+    time.sleep(60 if path.read_bytes() == b"0" else 0)
 
 
 def dying(path: Path) -> None:
@@ -148,6 +154,7 @@ def dying(path: Path) -> None:
         (chatty, "an error of 10002 characters"), (colourful, "control characters"), (running, "ran something"),
         (writing, "wrote .*test_fuzz.py"), (warning, "warned: UserWarning: noise"), (printing, "printed: 'noise'"),
         (wrong, "not a valid value"), (leaking, "KeyError"), (hanging, "took more than 1 s"),
+        (asleep, "hung for more than 2 s where no signal reaches"),
         (dying, "ended its process with code 3"),
     ],
 )  # fmt: skip
@@ -156,7 +163,8 @@ def test_the_watch_sees_what_must_not_be(monkeypatch, read, says):
     import re
 
     monkeypatch.setattr(_watched, "SECONDS", 1)
-    made = [Mutant(i, "kind", str(i % 2).encode()) for i in range(1 if read is hanging else 3)]
+    monkeypatch.setattr(_watched, "SILENCE", 2 if read is asleep else 30)
+    made = [Mutant(i, "kind", str(i % 2).encode()) for i in range(1 if read in (hanging, asleep) else 3)]
     found = batch(Form("json", b"{}", read), made)
     assert [told.number for told in found] == [one.number for one in made]
     bad = [told for told in found if told.result == FAILED]
