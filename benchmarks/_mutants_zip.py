@@ -43,13 +43,17 @@ def compressed(raw: bytes, draw: random.Random) -> bytes:
 
 def two_directories(raw: bytes, draw: random.Random) -> bytes:
     """One directory where the end record says, another right before that record: readers differ in which they take."""
-    bomb, good = bombed(zipfile.ZIP_DEFLATED), zipped(entries(raw))
-    size = int.from_bytes(bomb[-10:-6], "little")
-    end = bytearray(good[-22:])
-    end[12:16] = size.to_bytes(4, "little")
-    end[16:20] = int.from_bytes(bomb[-6:-2], "little").to_bytes(4, "little")
-    directory = good[int.from_bytes(good[-6:-2], "little") : -22]
-    return bomb[:-22] + good[: -22 - len(directory)] + (b"\0" * max(0, size - len(directory))) + directory + bytes(end)
+    bomb, held = bombed(zipfile.ZIP_DEFLATED), entries(raw)
+    good = zipped({name: held[name] for name in (PROGRAM, "archive/version", "archive/data/0")})  # as many bytes of it
+    start, size = (int.from_bytes(good[at:end], "little") for at, end in ((-6, -2), (-10, -6)))
+    elsewhere = int.from_bytes(bomb[-6:-2], "little")
+    directory, spot = bytearray(good[start:-22]), 0
+    before = len(bomb) - 22 + start - elsewhere  # what zipfile takes for bytes in front of the archive
+    while spot < size:
+        (offset,) = struct.unpack_from("<I", directory, spot + 42)
+        struct.pack_into("<I", directory, spot + 42, (offset + len(bomb) - 22 - before) % 2**32)
+        spot += 46 + sum(struct.unpack_from("<HHH", directory, spot + 28))
+    return bomb[:-22] + good[:start] + bytes(directory) + bomb[-22:]
 
 
 def directory(raw: bytes, draw: random.Random) -> bytes:

@@ -1,4 +1,7 @@
-"""What the campaign of benchmarks/fuzz.py found, each as the smallest file that shows it. Every one failed before."""
+"""What the campaign of benchmarks/fuzz.py found, each as the smallest file that shows it, and what lies next to it.
+
+Of the first 98 of these, 69 failed on the code that the campaign met, and two more never ended there.
+"""
 
 from __future__ import annotations
 
@@ -218,7 +221,7 @@ def experiment(interventions: bytes) -> bytes:
 
 
 class TestTorch:
-    """The weights-only loader took minutes, or gigabytes, or another zip than was checked, for some of these."""
+    """torch's weights-only loader took minutes, gigabytes, or another archive than was checked for some of these."""
 
     @pytest.mark.parametrize(
         ("value", "says"),
@@ -292,11 +295,10 @@ class TestTorch:
             read(saved(path, held))
 
     def test_two_directories(self, path):
-        """zipfile takes the directory before the end record, other readers the one that the record points to."""
+        """zipfile takes the directory before the end record, torch the one that the record points to: a bomb of 64 MB."""
         path.write_bytes(two_directories(ROWS, random.Random(0)))
         tracemalloc.reset_peak()
-        with pytest.raises(VectorsError):
-            read(path)
+        np.testing.assert_array_equal(read(path).rows, axis_rows().double().numpy())
 
     def test_what_is_honest_is_read(self, path):
         """A view in every direction, a Parameter, a shared tensor, plain values of every kind."""
