@@ -295,7 +295,7 @@ class TestTorch:
             read(saved(path, held))
 
     def test_two_directories(self, path):
-        """zipfile takes the directory before the end record, torch the one that the record points to: a bomb of 64 MB."""
+        """zipfile takes the directory before the end record, torch the one that it points to: 64 MB."""
         path.write_bytes(two_directories(ROWS, random.Random(0)))
         tracemalloc.reset_peak()
         np.testing.assert_array_equal(read(path).rows, axis_rows().double().numpy())
