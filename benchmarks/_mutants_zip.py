@@ -11,7 +11,7 @@ from typing import Any
 
 from _pickles import PROGRAM, entries, plain, program, zipped
 
-PATHS = ("../../x", "/tmp/x", "archive/../data.pkl", "x", "a" * 60_000, "archive/code/x.py")
+PATHS = ("../../x", "/x", "archive/../data.pkl", "x", "a" * 60_000, "archive/code/x.py")
 RECORDS = (
     "archive/constants.pkl", "archive/byteorder", "archive/.format_version", "archive/version", "b/data.pkl",
     "archive/.data/serialization_id",

@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--loader", help="forms or beginnings of their names, separated by commas (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"), help="for failing files (default runs/fuzz)")
     args = parser.parse_args()
+    if sys.platform != "linux":
+        parser.error("the peak of a process's memory is read from /proc, which only Linux has")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         known = forms(Path(folder))

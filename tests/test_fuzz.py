@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -20,7 +22,10 @@ from _mutants import BYTES, KINDS, Mutant, mutants
 from _watched import FAILED, REFUSED, VALID, batch
 from fuzz import campaign
 
-from persona_axis import PersonaAxisError
+from persona_axis import Axis, Cap, PersonaAxisError
+from persona_axis.vectors.reading import read
+
+MAGICS = (b"", b"GGUF\x03\0\0\0", b"\x93NUMPY\x01\0", b"PK\x03\x04", b"\x80\x02")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
 
@@ -54,6 +59,16 @@ def test_every_form_is_valid_before_it_is_damaged(known):
     for name, form in known.items():
         (told,) = batch(form, [Mutant(0, "none", form.content)])
         assert told.result == VALID, (name, told)
+
+
+@given(st.binary(max_size=300), st.sampled_from(MAGICS))
+@settings(max_examples=200, deadline=None)
+def test_noise_behind_every_magic(tmp_path_factory, noise, magic):
+    path = tmp_path_factory.mktemp("noise") / "file"
+    path.write_bytes(magic + noise)
+    for load in (read, Axis.load, Cap.load):
+        with pytest.raises(PersonaAxisError):
+            load(path)
 
 
 def test_every_kind_of_damage_changes_something(known):
