@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
 }
 _HALF = {"F16": np.dtype("<f2")}  # in other people's files only
+_MOST_SIDES, _MOST_NUMBERS = 8, 2**60  # more is no array of any kind; a product of thousands of sides takes hours
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, pickle
 
 
@@ -179,8 +180,10 @@ def _layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str,
                 raise AxisFileError(f"{path}: {name}: malformed header entry")
         if dtype not in accepted:
             raise AxisFileError(f"{path}: {name}: dtype {dtype} is not among {', '.join(accepted)}")
-        if not all(type(side) is int and side >= 0 for side in shape):
-            raise AxisFileError(f"{path}: {name}: malformed shape {shape}")
+        if not plain_shape(shape):
+            raise AxisFileError(f"{path}: {name}: malformed shape {shape[:_MOST_SIDES]}")
+        if not 0 <= start <= end < 2**63:
+            raise AxisFileError(f"{path}: {name}: malformed header entry: its data can't lie at {start} to {end}")
         if end - start != math.prod(shape) * accepted[dtype].itemsize:
             raise AxisFileError(f"{path}: {name}: {end - start} bytes do not hold {dtype} {shape}")
         spans.append((start, end, name))
@@ -194,6 +197,14 @@ def _layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str,
     if expected < size:
         raise AxisFileError(f"{path}: {size - expected} bytes follow the last tensor")
     return {name: entry["dtype"] for name, entry in header.items()}
+
+
+def plain_shape(shape: Sequence[Any]) -> bool:
+    """Whether numbers that a file states can be the sides of an array, empty ones included."""
+    if len(shape) > _MOST_SIDES or not all(type(side) is int and 0 <= side < _MOST_NUMBERS for side in shape):
+        return False
+    numbers: int = math.prod(side or 1 for side in shape)
+    return numbers < _MOST_NUMBERS
 
 
 def _array(entry: Mapping[str, Any]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from persona_axis._acting import Edit, Place, acting
 from persona_axis._arithmetic import clamped, pushing, working_dtype
-from persona_axis._axisfile import CONVENTIONS
+from persona_axis._axisfile import CONVENTIONS, json_of
 from persona_axis._capvalues import bounds_of, check_bounds, layer_indices, unit_rows
 from persona_axis._safefile import read_safe, write_safe
 from persona_axis.errors import AxisFileError, CapError, CapMismatchError
@@ -201,7 +201,7 @@ def _for_batch(bound: Tensor | None, hidden: Tensor) -> Tensor | None:
 
 def _json_object(path: Any, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     try:
-        value = json.loads(metadata.get(key, "null"))
+        value = json_of(metadata.get(key, "null"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
