@@ -73,9 +73,9 @@ def weights_fingerprint(model: nn.Module, stack: str | None = None) -> str:
 
     Values are rounded to bfloat16 first, so the same checkpoint has one fingerprint in float32 and in
     bfloat16, on any device, before and after saving, under any wrapper that keeps the layers' own parameter
-    names, and inside a TransformerLens bridge. Tokens added to the vocabulary do not change it; other weights, an adapter or a quantised copy do.
-    A float16 copy may differ (values below 6e-5 lose bits there). Raises `ModelError` for weights that cannot
-    be read.
+    names, and inside a TransformerLens bridge. Tokens added to the vocabulary do not change it; other weights, an
+    adapter or a quantised copy do. A float16 copy may differ (values below 6e-5 lose bits there). Raises
+    `ModelError` for weights that cannot be read.
     """
     from persona_axis._layout import find_stack, text_config
 
@@ -162,7 +162,8 @@ def _own_parameters(module: nn.Module, prefix: str = "") -> dict[int, tuple[str,
     for inside in ("_orig_mod", "_original_component"):
         if inside in module._modules:
             return _own_parameters(module.get_submodule(inside), prefix)
-    found = {id(p): (prefix + name, p) for name, p in module.named_parameters(recurse=False)}
+    own = module.named_parameters(recurse=False)
+    found: dict[int, tuple[str, Tensor]] = {id(parameter): (prefix + name, parameter) for name, parameter in own}
     for name, child in module.named_children():
         found = _own_parameters(child, f"{prefix}{name}.") | found
     return found
