@@ -30,7 +30,7 @@ def script(page: str) -> str:
 @pytest.mark.parametrize("name", [name for name in PAGES if (DOCS / f"{name}.md").is_file()])
 def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(PAGES[name], reason=f"{name}.md needs {PAGES[name]}")
-    code = tmp_path / f"{name}.py"  # a file, for what looks its own source up
+    code = tmp_path / f"page_{name}.py"  # a file for what looks its own source up, and not called like the package
     code.write_text(script((DOCS / f"{name}.md").read_text()))
     assert code.read_text().strip(), "the page has no python blocks"
     monkeypatch.chdir(tmp_path)
