@@ -98,10 +98,10 @@ def places(layers: Sequence[nn.Module], at: Iterable[int], what: str) -> dict[in
     beyond = [layer for layer in at if layer >= len(layers)]
     if beyond:
         raise CapError(f"{what}: layers {beyond} do not exist: the model has layers 0 to {len(layers) - 1}")
-    return {layer: _place(layers[layer]) for layer in at}
+    return {layer: place_of(layers[layer]) for layer in at}
 
 
-def _place(layer: nn.Module) -> Place:
+def place_of(layer: nn.Module) -> Place:
     parameter = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
     hook = getattr(layer, "_hf_hook", None)  # accelerate keeps offloaded weights on "meta" and knows better
     device = getattr(hook, "execution_device", None) if parameter.is_meta else parameter.device
