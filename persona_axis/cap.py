@@ -89,6 +89,13 @@ class Cap:
         model, `CapMismatchError` for a width that does not fit, `CapError` when already entered or a layer is
         missing; a batch that per-row bounds do not divide is a `CapError` of the model's call.
         """
+        self.require(model, template, allow, stack)
+        return acting(self, model, self.edits, self.layers, f"the cap on layers {list(self.layers)}", stack)
+
+    def require(
+        self, model: nn.Module, template: Any = None, allow: Collection[str] = (), stack: str | None = None
+    ) -> None:
+        """Raise `AxisMismatchError` or `CapMismatchError` unless it was made for `model`, as `on` does."""
         if self.facts:
             from persona_axis.fingerprint import require_same
 
@@ -98,7 +105,6 @@ class Cap:
             raise CapMismatchError(
                 f"the cap's direction has width {self.direction.shape[1]}, the residual stream {width}"
             )
-        return acting(self, model, self.edits, self.layers, f"the cap on layers {list(self.layers)}", stack)
 
     def edits(self, places: Mapping[int, Place]) -> dict[int, Edit]:
         """The edit of each layer, with its tensors where the layer's are."""

@@ -74,9 +74,9 @@ def weights_fingerprint(model: nn.Module, stack: str | None = None) -> str:
 
     Values are rounded to bfloat16 first, so the same checkpoint has one fingerprint in float32 and in
     bfloat16, on any device, before and after saving, under any wrapper that keeps the layers' own parameter
-    names. Tokens added to the vocabulary do not change it; other weights, an adapter or a quantised copy do.
-    A float16 copy may differ (values below 6e-5 lose bits there). Raises `ModelError` for weights that cannot
-    be read.
+    names, and inside a TransformerLens bridge. Tokens added to the vocabulary do not change it; other weights, an
+    adapter or a quantised copy do. A float16 copy may differ (values below 6e-5 lose bits there). Raises
+    `ModelError` for weights that cannot be read.
     """
     from persona_axis._layout import find_stack, text_config
 
@@ -94,7 +94,7 @@ def fingerprint_of(config: Any, embedding: Any, layers: Sequence[nn.Module]) -> 
             digest.update(f"embedding {list(embedding.weight.shape[1:])}".encode() + _sampled([rows]))
     for index in sorted({0, len(layers) // 2, len(layers) - 1}):
         with _present(layers[index]):
-            named = sorted((n.replace("_orig_mod.", ""), p) for n, p in layers[index].named_parameters())
+            named = sorted(_own_parameters(layers[index]).values())
             digest.update(f"{index} {[(name, list(p.shape)) for name, p in named]}".encode())
             digest.update(_sampled([parameter for _, parameter in named]))
     return digest.hexdigest()
@@ -175,6 +175,19 @@ def _differences(
         if name in allow or key not in here or stated.get(key) is None or stated[key] == here[key]:
             continue
         yield f"{said} is {_short(stated[key])} in the file and {_short(here[key])} {place}"
+
+
+def _own_parameters(module: nn.Module, prefix: str = "") -> dict[int, tuple[str, Tensor]]:
+    """Each parameter by its identity, named as in the model itself: torch.compile and TransformerLens stand around
+    modules, and the latter adds split copies of fused weights beside the module that it stands around."""
+    for inside in ("_orig_mod", "_original_component"):
+        if inside in module._modules:
+            return _own_parameters(module.get_submodule(inside), prefix)
+    own = module.named_parameters(recurse=False)
+    found: dict[int, tuple[str, Tensor]] = {id(parameter): (prefix + name, parameter) for name, parameter in own}
+    for name, child in module.named_children():
+        found = _own_parameters(child, f"{prefix}{name}.") | found
+    return found
 
 
 def _short(value: Any) -> str:

@@ -164,9 +164,16 @@ def _hooked(model: nn.Module, hooks: Mapping[int, Callable[..., Any]], stack: st
             raise ResidualError(f"layers {shared} are one and the same module: what is done at one is done at all")
     with ExitStack() as handles:
         for layer, hook in hooks.items():
-            handles.callback(layers[layer].register_forward_hook(hook).remove)
+            handles.callback(_outlet(layers[layer]).register_forward_hook(hook).remove)
             _let_recorders_follow(layers[layer])
         yield
+
+
+def _outlet(layer: nn.Module) -> nn.Module:
+    """The module whose output is the layer's. A block of TransformerLens ends in a hook point: hooks there act in one
+    order with its user's own, and its caches show what they did."""
+    point = getattr(layer, "hook_out", None)
+    return point if isinstance(point, nn.Module) else layer
 
 
 def _let_recorders_follow(module: nn.Module) -> None:
