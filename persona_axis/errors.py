@@ -14,7 +14,7 @@ class PersonaAxisError(Exception):
     """
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = Exception.__str__(self)  # a bare super() would not survive the journey to a nnsight server
         if not text.isprintable():
             text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
         if len(text) > LONGEST:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = {"transformer_lens": "transformer_lens", "nnsight": "nnsight"}
+PAGES = {"transformer_lens": "transformer_lens", "nnsight": "nnsight", "traits": "persona_axis"}
 """Pages that run, and the package that each needs beside this one."""
+BEFORE = {
+    "traits": (
+        "extract --out axis.safetensors --roles 3 --prompts 1 --questions 8 --yes",
+        "extract --traits --only evil,warm --questions 8 --out traits.safetensors --yes",
+    )
+}
+"""Commands whose files a page takes up, small."""
 
 FENCE = re.compile(r"^```(\w*)\s*$")
 
@@ -34,6 +43,8 @@ def test_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     code.write_text(script((DOCS / f"{name}.md").read_text()))
     assert code.read_text().strip(), "the page has no python blocks"
     monkeypatch.chdir(tmp_path)
+    for command in BEFORE.get(name, ()):
+        subprocess.run([sys.executable, "-m", "persona_axis.cli", *command.split()], check=True)
     runpy.run_path(str(code))
 
 
