@@ -15,7 +15,7 @@ PAGES = {"transformer_lens": "transformer_lens", "nnsight": "nnsight", "traits":
 """Pages that run, and the package that each needs beside this one."""
 BEFORE = {
     "traits": (
-        "extract --out axis.safetensors --roles 3 --prompts 1 --questions 8 --yes",
+        "extract --out axis.safetensors --roles 3 --prompts 2 --questions 8 --min-accepted 4 --yes",
         "extract --traits --only evil,warm --questions 8 --out traits.safetensors --yes",
     )
 }
