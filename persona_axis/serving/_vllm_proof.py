@@ -202,7 +202,8 @@ class _Look:
 
     def stream(self) -> Tensor:
         hidden = self._seen().float()
-        return hidden if self.residual is None else hidden + self.residual.float()
+        stream = hidden if self.residual is None else hidden + self.residual.float()
+        return stream.reshape(-1, stream.shape[-1])
 
     def projection(self, edit: StreamEdit) -> float:
         return (self.stream()[0] * edit.direction.float()).sum().item()
