@@ -18,7 +18,7 @@ FAMILIES = ("llama", "qwen3", "gemma3_text", "gpt_neox", "olmo2")
 SHAPE = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 32,
     "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 512, "initializer_range": 0.3,
-    "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
+    "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": False,
 }  # fmt: skip
 
 
