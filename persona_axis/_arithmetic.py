@@ -80,14 +80,18 @@ def pushing(direction: Tensor) -> Tensor:
     return wide / (wide * wide).sum(-1, keepdim=True)
 
 
-def _way(wide: Tensor, direction: Tensor, floor: Bound, ceiling: Bound) -> Tensor:
-    """How far the projection of each row [..., hidden] has to move to get inside the bounds, [..., 1]."""
-    projection = (wide * direction).sum(-1, keepdim=True)
+def correction(projection: Tensor, floor: Bound, ceiling: Bound) -> Tensor:
+    """How far each projection has to move to get inside the bounds: 0 inside, of `projection`'s shape."""
     up = None if floor is None else (floor - projection).clamp_min(0.0)
     down = None if ceiling is None else (ceiling - projection).clamp_max(0.0)
     if up is not None and down is not None:
         return up + down  # at most one of them is not 0
     return up if up is not None else down if down is not None else torch.zeros_like(projection)
+
+
+def _way(wide: Tensor, direction: Tensor, low: Bound, high: Bound) -> Tensor:
+    """How far the projection of each row [..., hidden] has to move, [..., 1]."""
+    return correction((wide * direction).sum(-1, keepdim=True), low, high)
 
 
 def _in_blocks(hidden: Tensor, along: Tensor, way: Callable[[Tensor, slice], Tensor]) -> Tensor:

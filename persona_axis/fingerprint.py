@@ -128,14 +128,20 @@ def require_same(
     here: dict[str, Any] = dict(_facts_to_compare(stated, model, allow, stack))
     if template is not None:
         here["chat_template_sha256"] = template_sha256(template)
-    differences = list(_differences(stated, here, allow))
-    if not differences:
-        return
-    name, own_name = stated.get("model"), getattr(getattr(model, "config", None), "_name_or_path", None)
-    raise AxisMismatchError(
-        f"made for another model: {'; '.join(differences)} (made for {name or 'an unnamed model'}, used on "
-        f"{own_name or type(model).__name__}); a deliberate difference is passed as allow=(...)"
-    )
+    own_name = getattr(getattr(model, "config", None), "_name_or_path", None) or type(model).__name__
+    require_facts(stated, here, own_name, allow)
+
+
+def require_facts(
+    stated: Mapping[str, Any], here: Mapping[str, Any], own_name: str, allow: Collection[str] = ()
+) -> None:
+    """Raise `AxisMismatchError` unless the facts `here`, of what is called `own_name`, are what `stated` says."""
+    _check_allowed(allow)
+    if differences := list(_differences(stated, here, allow)):
+        raise AxisMismatchError(
+            f"made for another model: {'; '.join(differences)} (made for {stated.get('model') or 'an unnamed model'}, "
+            f"used on {own_name}); a deliberate difference is passed as allow=(...)"
+        )
 
 
 def require_same_files(
