@@ -58,6 +58,7 @@ class _Probe:
 
     def __init__(self, worker: Any, model: nn.Module) -> None:
         self.worker, self.model = worker, model
+        self.run()  # which makes the buffers that `_filled` fills
 
     def run(self) -> _Run:
         """The same batch each time: random tokens of one seed, or on a later stage of a pipeline random streams."""
