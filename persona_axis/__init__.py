@@ -25,11 +25,14 @@ if TYPE_CHECKING:
         ResidualError,
     )
     from .probes import Probes, Question, Role, load_probes
+    from .serving.attach import Attached, attach
     from .space import PersonaSpace
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Attached": "serving.attach",
+    "attach": "serving.attach",
     "Axis": "axis",
     "Cap": "cap",
     "ChatModel": "chat",
@@ -50,6 +53,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Attached",
     "Axis",
     "AxisFileError",
     "AxisMismatchError",
@@ -67,6 +71,7 @@ __all__ = [
     "ResidualError",
     "Role",
     "__version__",
+    "attach",
     "load_probes",
 ]
 

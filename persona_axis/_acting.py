@@ -102,6 +102,7 @@ def places(layers: Sequence[nn.Module], at: Iterable[int], what: str) -> dict[in
 
 
 def place_of(layer: nn.Module) -> Place:
+    """Where an edit of `layer` belongs."""
     parameter = next((p for p in layer.parameters() if p.is_floating_point()), torch.empty(0))
     hook = getattr(layer, "_hf_hook", None)  # accelerate keeps offloaded weights on "meta" and knows better
     device = getattr(hook, "execution_device", None) if parameter.is_meta else parameter.device

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = {"transformer_lens": "transformer_lens", "nnsight": "nnsight", "traits": "persona_axis"}
+PAGES = {"transformer_lens": "transformer_lens", "nnsight": "nnsight", "traits": "persona_axis", "serving": "persona_axis"}
 """Pages that run, and the package that each needs beside this one."""
+AXIS = "extract --out axis.safetensors --roles 3 --prompts 2 --questions 8 --min-accepted 4 --yes"
 BEFORE = {
+    "serving": (AXIS,),
     "traits": (
-        "extract --out axis.safetensors --roles 3 --prompts 2 --questions 8 --min-accepted 4 --yes",
+        AXIS,
         "extract --traits --only evil,warm --questions 8 --out traits.safetensors --yes",
     )
 }

@@ -1,0 +1,192 @@
+"""`attach`: a cap on a model that somebody else's server runs, until it is detached.
+
+    handle = attach(model, cap, template=tokenizer)
+    ...                      # serve, from as many threads as you like
+    handle.stats()           # tokens, capped tokens, corrections, percentiles of each layer
+    handle.detach()
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Mapping
+from itertools import count
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from persona_axis._acting import Place, places
+from persona_axis._arithmetic import clamped, projected
+from persona_axis._layout import find_stack, owners
+from persona_axis.cap import Cap, HeldCap
+from persona_axis.errors import CapError
+from persona_axis.serving._attach_proof import prove, require_not_compiled
+from persona_axis.serving._runs import HOLDERS, Probe, Run, begun, held, lengths_of, mask_of, real_tokens
+from persona_axis.serving.figures import Figures, LayerFigures
+
+_KEYS = count(1)
+
+
+def attach(
+    model: nn.Module, cap: Cap, *, template: Any = None, allow: Collection[str] = (), stack: str | None = None
+) -> Attached:
+    """Hold every run of `model` inside the bounds from now on, in whatever thread, and count what that does.
+
+    `template`, `allow` and `stack` are those of `Cap.on`. The model is run a few times on two tokens to prove that
+    the cap acts at each of its layers, through the very object that is passed: pass the compiled wrapper where you
+    will call one. Raises `AxisMismatchError` and `CapMismatchError` for another model; `CapError` for bounds that
+    differ from row to row, a layer that does not exist, a model that is attached to this cap already, a model that
+    ran compiled before (graphs made then would run without the cap), and where the proof fails: nothing is attached
+    then. Later on a run that misses a layer is a `CapError` of the model's call. One case cannot be seen: a function
+    of yours that was compiled around the model, and called, before this.
+    """
+    cap.require(model, template, allow, stack)
+    for name, bound in (("floor", cap.floor), ("ceiling", cap.ceiling)):
+        if bound is not None and bound.dim() > 1:
+            raise CapError(
+                f"{name} {list(bound.shape)} differs from row to row: a server holds all requests to one bound"
+            )
+    found = find_stack(model, stack)
+    where = places(found.layers, cap.layers, f"the cap on layers {list(cap.layers)}")
+    if any(isinstance(h, Attached) and h.cap is cap and h.first is found.layers[0] for h in HOLDERS.copy().values()):
+        raise CapError("this cap is attached to this model already: twice is not stronger")
+    require_not_compiled(model)
+    handle = Attached(cap, model, found.path, found.layers, where)
+    try:
+        prove(handle, model)
+    except BaseException:
+        handle.detach()
+        raise
+    return handle
+
+
+class Attached:
+    """A cap that acts on a model. Made by `attach`; as a context manager it is detached on leaving."""
+
+    def __init__(
+        self, cap: Cap, model: nn.Module, path: str, layers: list[nn.Module], where: Mapping[int, Place]
+    ) -> None:
+        self.cap, self.first = cap, layers[0]
+        self.run = Run()
+        self.attached = True
+        self._key = next(_KEYS)
+        self._lock = threading.Lock()
+        with torch.inference_mode(False), torch.no_grad():
+            edits = cap.edits(where)
+            self._held = {layer: _HeldLayer(cap, i, edits[layer], where[layer]) for i, layer in enumerate(cap.layers)}
+        HOLDERS[self._key] = self
+        self._hooks = [layers[layer].register_forward_hook(self._editing(layer)) for layer in cap.layers]
+        for depth, owner in enumerate(owners(model, path)):
+            self._hooks.append(owner.register_forward_pre_hook(self._before(depth), with_kwargs=True))
+            self._hooks.append(owner.register_forward_hook(self._after(depth), always_call=True))
+
+    def stats(self) -> list[LayerFigures]:
+        """What each layer saw since this was attached, in the cap's order; also when detached. Waits for the device.
+
+        Tokens that ran, prompts and replies alike, but for padding: what the attention mask leaves out, and what a
+        packed batch has at its end. Rows of `generate` that have ended go on until the last one has, and count.
+        """
+        with self._lock:
+            return [row for held in self._held.values() for row in held.figures.read()]
+
+    def detach(self) -> None:
+        """Let go of the model; a run that is on ends as it may. Calling it again changes nothing."""
+        self.attached = False
+        HOLDERS.pop(self._key, None)
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def begin(self, mask: Tensor | None, lengths: Tensor | None, shape: tuple[int, int], depth: int) -> None:
+        """A run of [rows, tokens] begins in this thread, unless it is part of one that is on and less deep."""
+        run = self.run
+        if not run.on or depth <= run.depth or run.shape != shape:
+            run.on, run.shape, run.depth, run.real = True, shape, depth, real_tokens(mask, lengths, shape)
+            run.ran.clear()
+
+    def hold(self, layer: int, hidden: Tensor) -> Tensor:
+        """The hidden states [..., hidden] of a layer inside its bounds; they are counted."""
+        run, held = self.run, self._held[layer]
+        run.ran.add(layer)
+        if run.probe is not None:
+            return _probed(run.probe, layer, hidden, held.direction)
+        out = held.edit(hidden)
+        with torch.no_grad():
+            values = projected(hidden, held.direction).flatten()
+            if run.real is not None:
+                values = values[run.real.to(values.device)]
+            with self._lock, torch.inference_mode(False):
+                held.figures.add(values[None].clone(), held.floor, held.ceiling)
+        return out
+
+    def _editing(self, layer: int) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if not self.attached:
+                return None
+            hidden = output[0] if type(output) in (tuple, list) and output else output
+            if not isinstance(hidden, Tensor) or hidden.dim() > 3:
+                raise CapError(f"layer {layer} returned a {type(output).__name__} that holds no residual stream")
+            inside = torch.compiler.is_compiling()
+            edited = held(hidden, self._key, layer) if inside else self.hold(layer, hidden)
+            return edited if isinstance(output, Tensor) else type(output)((edited, *output[1:]))
+
+        return hook
+
+    def _before(self, depth: int) -> Callable[..., Any]:
+        # Removed while it was about to be called, a hook gets no keywords.
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Any:
+            given = kwargs or {}
+            name = next((n for n in ("input_ids", "inputs_embeds") if isinstance(given.get(n), Tensor)), None)
+            first = given[name] if name else args[0] if args and isinstance(args[0], Tensor) else None
+            if first is None or first.dim() < 2 or not self.attached:
+                return None
+            if not torch.compiler.is_compiling():
+                self.begin(mask_of(given), lengths_of(given), (first.shape[0], first.shape[1]), depth)
+                return None
+            seen = begun(first, given, self._key, depth)
+            return (args, {**given, name: seen}) if name else ((seen, *args[1:]), given)
+
+        return hook
+
+    def _after(self, depth: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            run = self.run
+            if torch.compiler.is_compiling() or not run.on or run.depth != depth:
+                return
+            run.on = False
+            missed = [layer for layer in self.cap.layers if layer not in run.ran]
+            if missed and self.attached and output is not None:  # None: the run ended in an exception
+                raise CapError(
+                    f"the attached cap did not act at layers {missed} in this run: these layers run a graph that was "
+                    "compiled without it. Call torch.compiler.reset() and attach before the first compiled call"
+                )
+
+        return hook
+
+
+class _HeldLayer:
+    """The edit of one layer and what it saw."""
+
+    def __init__(self, cap: Cap, row: int, edit: Any, place: Place) -> None:
+        assert isinstance(edit, HeldCap)
+        edit.arm()
+        self.edit = edit
+        self.direction = cap.direction[row].to(place.device)
+        self.floor, self.ceiling = (
+            torch.tensor([beyond if bound is None else bound[row].item()], dtype=torch.float32, device=place.device)
+            for bound, beyond in ((cap.floor, -torch.inf), (cap.ceiling, torch.inf))
+        )
+        self.figures = Figures([cap.layers[row]], place.device)
+
+
+def _probed(probe: Probe, layer: int, hidden: Tensor, direction: Tensor) -> Tensor:
+    out = clamped(hidden, direction, probe.floors.get(layer, -torch.inf))
+    probe.before[layer], probe.after[layer] = projected(hidden, direction), projected(out, direction)
+    probe.lengths[layer] = hidden.float().norm(dim=-1).max().item()
+    return out
