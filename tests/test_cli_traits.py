@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import chat_factory
 import pytest
 from click.testing import CliRunner
+from command_line import Command, Ended, command_in
 from traits_factory import RECORDS, folds_of, traits_of
 
-from persona_axis._terminal import run
 from persona_axis.cli import app
 from persona_axis.traits import Traits
 
@@ -22,22 +21,13 @@ SMALL = "--questions 8 --max-new-tokens 6 --min-accepted 3 --batch-size 32".spli
 AXIS = "--roles 6 --prompts 2 --calibration 20".split()
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    monkeypatch.chdir(tmp_path)
+    plain = command_in(tmp_path, app, capsys, monkeypatch)
 
     def _command(*args: object) -> Ended:
-        code = run(app, [str(arg) for arg in args], name="persona-axis")
-        return Ended(code, *(" ".join(text.split()) for text in capsys.readouterr()))
+        code, *texts = plain(*args)
+        return Ended(code, *(" ".join(text.split()) for text in texts))
 
     return _command
 
