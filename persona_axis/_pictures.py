@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,21 +16,42 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from persona_axis.axis import Axis
+    from persona_axis.traits import Controls, TraitCosine
 
 
 def save_pictures(axis: Axis, directory: Path, layer: int | None = None) -> list[Path]:
     """Draw what the axis holds the figures for, at `layer`, and save it as PNGs in `directory`, made if need be."""
+    saved = _save(_pictures(axis, layer_to_show(axis, layer)), directory)
+    if not saved:
+        raise AxisFileError(f"{axis.source}: this {axis.metadata['provenance']} axis holds no figures to draw")
+    return saved
+
+
+def save_trait_picture(cosines: Sequence[TraitCosine], controls: Controls, layer: int, directory: Path) -> list[Path]:
+    """Draw how traits lie to an axis at `layer`, and save it as traits.png in `directory`, made if need be."""
+    figure = plots.trait_cosines(
+        [one.trait for one in cosines],
+        [one.cosine for one in cosines],
+        [(one.low, one.high) for one in cosines],
+        [one.noise for one in cosines],
+        apart=[one.told_apart for one in cosines],
+        random=controls.random,
+        mixture=controls.mixture,
+        layer=layer,
+    )
+    return _save([("traits", figure)], directory)
+
+
+def _save(figures: Iterable[tuple[str, Figure]], directory: Path) -> list[Path]:
     saved = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, figure in _pictures(axis, layer_to_show(axis, layer)):
+        for name, figure in figures:
             path = directory / f"{name}.png"
             figure.savefig(path)
             saved.append(path)
     except OSError as error:
         raise AxisFileError(f"{directory}: pictures could not be saved: {error.strerror or error}") from error
-    if not saved:
-        raise AxisFileError(f"{axis.source}: this {axis.metadata['provenance']} axis holds no figures to draw")
     return saved
 
 

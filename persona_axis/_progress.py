@@ -21,12 +21,12 @@ _LINE_EVERY = 15.0
 class Display:
     """A listener for `extract`. Asks before a long run if somebody is there to answer and `ask` is set.
 
-    `preset` says which plan the options given were changes to.
+    `preset` says which plan the options given were changes to, `roles` what is asked for in their place.
     """
 
-    def __init__(self, console: Console, *, ask: bool, preset: str) -> None:
+    def __init__(self, console: Console, *, ask: bool, preset: str, roles: str = "roles") -> None:
         self.console = console
-        self.preset = preset
+        self.preset, self.roles = preset, roles
         self.ask = ask and console.is_terminal and sys.stdin.isatty()
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[what]}"), console=console,
@@ -55,7 +55,7 @@ class Display:
                 self.console.print(f"note: {text}", markup=False, highlight=False)
             case Drawn():
                 what = (
-                    f"{event.rollouts:,}/{event.of_rollouts:,} rollouts, {event.roles}/{event.of_roles} roles, "
+                    f"{event.rollouts:,}/{event.of_rollouts:,} rollouts, {event.roles}/{event.of_roles} {self.roles}, "
                     f"{event.rollouts_per_second:.1f} rollouts/s, {clock(event.seconds_left)} left"
                 )
                 self._show("probing", event.rollouts, event.of_rollouts, what)
@@ -71,7 +71,7 @@ class Display:
 
     def _plan(self, plan: Planned) -> None:
         lines = [
-            f"plan ({self.preset}, changed by what options say): {plan.roles} roles x {plan.prompts} prompts "
+            f"plan ({self.preset}, changed by what options say): {plan.roles} {self.roles} x {plan.prompts} prompts "
             f"x {plan.questions} questions "
             f"+ {plan.default_rollouts:,} of the default = {plan.rollouts:,} rollouts, "
             f"at most {plan.tokens:,} tokens, in batches of {plan.batch_size}",

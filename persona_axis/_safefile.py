@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
 }
 _HALF = {"F16": np.dtype("<f2")}  # in other people's files only
+_MOST_SIDES, _MOST_NUMBERS = 8, 2**60  # more is no array of any kind; a product of thousands of sides takes hours
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, pickle
 
 
@@ -64,6 +65,20 @@ def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
     except safetensors.SafetensorError as error:
         raise AxisFileError(f"{path}: not a valid safetensors file: {error}") from None
     return SafeFile({name: _array(stored[name]) for name in dtypes}, dtypes, metadata)
+
+
+def stated_format(path: str | os.PathLike[str]) -> str:
+    """The `format` in a file's header, which alone is read; "" where none can be: whoever loads the file says why."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return ""
+    match header:
+        case {"__metadata__": {"format": str(found)}}:
+            return found
+    return ""
 
 
 def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -165,8 +180,10 @@ def _layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str,
                 raise AxisFileError(f"{path}: {name}: malformed header entry")
         if dtype not in accepted:
             raise AxisFileError(f"{path}: {name}: dtype {dtype} is not among {', '.join(accepted)}")
-        if not all(type(side) is int and side >= 0 for side in shape):
-            raise AxisFileError(f"{path}: {name}: malformed shape {shape}")
+        if not plain_shape(shape):
+            raise AxisFileError(f"{path}: {name}: malformed shape {shape[:_MOST_SIDES]}")
+        if not 0 <= start <= end < 2**63:
+            raise AxisFileError(f"{path}: {name}: malformed header entry: its data can't lie at {start} to {end}")
         if end - start != math.prod(shape) * accepted[dtype].itemsize:
             raise AxisFileError(f"{path}: {name}: {end - start} bytes do not hold {dtype} {shape}")
         spans.append((start, end, name))
@@ -180,6 +197,14 @@ def _layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str,
     if expected < size:
         raise AxisFileError(f"{path}: {size - expected} bytes follow the last tensor")
     return {name: entry["dtype"] for name, entry in header.items()}
+
+
+def plain_shape(shape: Sequence[Any]) -> bool:
+    """Whether numbers that a file states can be the sides of an array, empty ones included."""
+    if len(shape) > _MOST_SIDES or not all(type(side) is int and 0 <= side < _MOST_NUMBERS for side in shape):
+        return False
+    numbers: int = math.prod(side or 1 for side in shape)
+    return numbers < _MOST_NUMBERS
 
 
 def _array(entry: Mapping[str, Any]) -> NDArray[Any]:

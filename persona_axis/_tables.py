@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -17,13 +19,22 @@ if TYPE_CHECKING:
     from persona_axis.space import PersonaSpace
 
 SHARES = (0.7, 0.8, 0.9)
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class Output(Console):
-    """Standard output. A pipe that was closed (head, less) is reported to `run` and not taken for a failure."""
+    """Standard output. A pipe that was closed (head, less) is reported to `run` and not taken for a failure.
+
+    Names in a file may hold characters that move a terminal's cursor or worse; they are left out.
+    """
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            plain = segment.control or segment.text.isprintable() or segment.text == "\n"
+            yield segment if plain else segment._replace(text=_CONTROLS.sub("", segment.text))
 
 
 def show_axis(console: Console, axis: Axis, layer: int | None = None, count: int = 8) -> None:
@@ -104,7 +115,11 @@ def _facts(axis: Axis) -> Table:
         "calibration": _chosen(_dict(about, "calibration")),
         "provenance": " ".join(str(about[key]) for key in ("provenance", "date") if about.get(key)),
     }
-    notes = about.get("notes")
+    return account(lines, about.get("notes"))
+
+
+def account(lines: Mapping[str, Any], notes: Any) -> Table:
+    """What a file states, a line each, without those that say nothing; `notes` below, if it is a list of them."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

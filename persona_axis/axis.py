@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from persona_axis.cap import Cap
 
-_FACTS = (
+FACTS = (
     "model", "revision", "dtype", "architecture", "hidden_size", "num_layers", "weights_sha256",
     "chat_template_sha256",
 )  # fmt: skip
@@ -248,7 +248,7 @@ class Axis:
     @property
     def facts(self) -> dict[str, Any]:
         """What the file states about its model, for comparison with another."""
-        return {key: self.metadata[key] for key in _FACTS if self.metadata.get(key) is not None}
+        return {key: self.metadata[key] for key in FACTS if self.metadata.get(key) is not None}
 
     def require(
         self, model: nn.Module, template: Any = None, allow: Collection[str] = (), stack: str | None = None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from persona_axis._acting import Edit, Place, acting
 from persona_axis._arithmetic import clamped, pushing, working_dtype
-from persona_axis._axisfile import CONVENTIONS
+from persona_axis._axisfile import CONVENTIONS, json_of
 from persona_axis._capvalues import bounds_of, check_bounds, layer_indices, unit_rows
 from persona_axis._safefile import read_safe, write_safe
 from persona_axis.errors import AxisFileError, CapError, CapMismatchError
@@ -89,13 +89,13 @@ class Cap:
         model, `CapMismatchError` for a width that does not fit, `CapError` when already entered or a layer is
         missing; a batch that per-row bounds do not divide is a `CapError` of the model's call.
         """
-        self.require_fit(model, template, allow, stack)
+        self.require(model, template, allow, stack)
         return acting(self, model, self.edits, self.layers, f"the cap on layers {list(self.layers)}", stack)
 
-    def require_fit(
+    def require(
         self, model: nn.Module, template: Any = None, allow: Collection[str] = (), stack: str | None = None
     ) -> None:
-        """Raise what `on` raises for a model that this cap was not made for."""
+        """Raise `AxisMismatchError` or `CapMismatchError` unless it was made for `model`, as `on` does."""
         if self.facts:
             from persona_axis.fingerprint import require_same
 
@@ -207,7 +207,7 @@ def _for_batch(bound: Tensor | None, hidden: Tensor) -> Tensor | None:
 
 def _json_object(path: Any, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     try:
-        value = json.loads(metadata.get(key, "null"))
+        value = json_of(metadata.get(key, "null"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

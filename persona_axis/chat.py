@@ -57,6 +57,7 @@ class ChatModel:
         revision: str | None = None,
         layers: str | None = None,
         is_troupe: bool = False,
+        weights_sha256: str | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -70,7 +71,7 @@ class ChatModel:
             self.hidden_size = hidden_size(model)
         except ResidualError as error:
             raise ModelError(f"{name} cannot be read: {error}") from error
-        facts = model_facts(model, layers)
+        facts = model_facts(model, layers, weights_sha256)
         # A name may be a path on somebody's machine, or Troupe's inside this installation: what the user said
         # counts.
         self.facts: dict[str, Any] = {**facts, "model": name, "revision": revision or facts["revision"]}
@@ -273,12 +274,15 @@ class ChatModel:
                 stopping_criteria=criteria,
                 **({} if known is None else {"past_key_values": known}),
             )
-        stops = set(self.stop_ids)
-        drawn: list[list[int]] = out.sequences[:, batch.ids.shape[1] :][:, : sampling.max_new_tokens].tolist()
-        replies = [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in drawn]
+        replies = self.replies_in(out.sequences[:, batch.ids.shape[1] :], sampling)
         if memory is not None:
             memory.remember(prompts, replies, getattr(out, "past_key_values", None))
         return replies
+
+    def replies_in(self, drawn: Tensor, sampling: Sampling) -> list[list[int]]:
+        """Replies of drawn ids [batch, steps]: cut before the first stop token and at `max_new_tokens`."""
+        rows: list[list[int]] = drawn[:, : sampling.max_new_tokens].tolist()
+        return [row[: next((i for i, t in enumerate(row) if t in self.stop_ids), len(row))] for row in rows]
 
     def under(self, lever: Levers, allow: Collection[str] = ()) -> AbstractContextManager[None]:
         """Run this model under a lever, several, or none, until the block is left.

@@ -6,6 +6,7 @@ Imports are local to the commands: --help needs none of them, and `show` gets by
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from persona_axis._options import (
     layers,
     load_model,
     model_options,
+    names,
     refuse_overwriting,
     sampling_options,
     scores,
@@ -42,7 +44,8 @@ def app() -> None:
 
 @app.command(short_help="Probe a model and write its axis.")
 @model_options
-@click.option("--out", type=click.Path(path_type=Path), help="Axis file to write.  [default: MODEL-axis.safetensors]")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="File to write.  [default: MODEL-axis.safetensors, MODEL-traits.safetensors]")  # fmt: skip
 @click.option("--roles", type=click.IntRange(2), metavar="N", help="How many roles, spread from near to far.")
 @click.option("--prompts", type=click.IntRange(1), metavar="N", help="System prompts of each role.")
 @click.option("--questions", type=click.IntRange(2), metavar="N", help="Questions asked with each prompt.")
@@ -58,29 +61,52 @@ def app() -> None:
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rollouts at once.  [default: found]")
 @click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
 @click.option("--full", is_flag=True, help="The published size: every role, 5 prompts, 240 questions, 512 tokens.")
+@click.option("--traits", is_flag=True, help="Trait vectors in place of an axis: positive minus negative instructions.")
+@click.option("--only", metavar="NAME,...", callback=names, help="With --traits: only these.  [default: all]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: OUT.run]")
 @click.option("--yes", "-y", is_flag=True, help="Start a long run without asking.")
 @debuggable
 def extract(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
-            out: Path | None, judge: str | None, probes: Path | None, full: bool, run_dir: Path | None,
-            yes: bool, **plan: Any) -> None:  # fmt: skip
+            out: Path | None, judge: str | None, probes: Path | None, full: bool, traits: bool,
+            only: tuple[str, ...] | None, run_dir: Path | None, yes: bool, **plan: Any) -> None:  # fmt: skip
     """Probe MODEL (a directory or a hub name; Troupe if none is given) and write its axis.
 
     Without options Troupe gets the demo's plan (every role, 2 prompts, 15 questions) and any other model a modest
     one (100 roles, 2 prompts, 16 questions). A run that was stopped goes on when the same command is given again.
+    With --traits every trait is asked for: 2 pairs of instructions (--prompts) x 16 questions, the same for both poles.
     """
+    if only and not traits:
+        raise click.UsageError("--only names traits: it goes with --traits")
+    if traits and (unfit := [name for name in ("roles", "calibration") if plan[name] is not None]):
+        raise click.UsageError(f"--{unfit[0]} goes with an axis; traits are named with --only")
+    if traits and judge == "troupe":
+        raise click.UsageError("--judge troupe reads archetypes off a reply, no traits: leave it out")
+
     from rich.console import Console
 
     from persona_axis._progress import Display
     from persona_axis._tables import Output, show_axis
     from persona_axis.probes import load_probes
+    from persona_axis.trait_probes import load_traits
 
     chosen = load_probes(probes)
+    asked = load_traits(probes, only) if traits else ()
     chat = load_model(model, revision, dtype, device_map, stack)
 
-    from persona_axis.extract import Options
+    from persona_axis.extract import Options, extract_traits
     from persona_axis.extract import extract as run_extraction
     from persona_axis.judges import named
+
+    if traits:
+        from persona_axis._trait_tables import show_traits
+
+        path = out or Path(f"{slug(model)}-traits.safetensors")
+        options = Options.traits_preset(chat, full=full, **plan)
+        preset = "240 questions" if full else "a modest one"
+        with Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions") as display:
+            made = extract_traits(chat, chosen, asked, options, out=path, run_dir=run_dir, progress=display)
+        show_traits(Output(), made)
+        return
 
     options = Options.preset(chat, full=full, **plan)
     path = out or Path(f"{slug(model)}-axis.safetensors")
@@ -91,29 +117,61 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     show_axis(Output(), found.axis)
 
 
-@app.command(short_help="Show an axis file.")
+@app.command(short_help="Show an axis file, or how traits lie to it.")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--plot", "plot", is_flag=False, flag_value="", metavar="[DIR]",
               help="Save the pictures as PNGs in DIR.  [default: beside FILE, in FILE's name + -plots]")  # fmt: skip
 @click.option("--layer", type=click.IntRange(0), metavar="L", help="Layer to look at.  [default: recommended]")
+@click.option("--traits", type=click.Path(path_type=Path), help="Traits file: how its traits lie to the axis in FILE.")
+@allow_option
 @debuggable
-def show(file: Path | None, plot: str | None, layer: int | None) -> None:
-    """Show the axis in FILE: what it was made from, its figures at each layer, who lies where."""
+def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | None, allow: tuple[str, ...]) -> None:
+    """Show the axis in FILE: what it was made from, its figures at each layer, who lies where.
+
+    With --traits, the traits' cosines with the axis; a traits file for FILE is listed by itself.
+    """
     if file is None and plot:  # `show --plot FILE` reads as if FILE were the directory
         file, plot = Path(plot), ""
     if file is None:
         raise click.UsageError("name the axis FILE to show")
 
-    from persona_axis._tables import Output, show_axis
+    from persona_axis._safefile import stated_format
+    from persona_axis._tables import Output, layer_to_show, show_axis
     from persona_axis.axis import Axis
 
-    axis = Axis.load(file)
-    show_axis(Output(), axis, layer)
-    if plot is not None:
-        from persona_axis._pictures import save_pictures
+    if traits is None and stated_format(file).startswith("persona-traits/"):
+        from persona_axis._trait_tables import show_traits
+        from persona_axis.traits import Traits
 
-        for path in save_pictures(axis, Path(plot) if plot else file.with_name(f"{file.stem}-plots"), layer):
-            click.echo(f"saved {path}")
+        if plot is not None:
+            raise click.UsageError(f"the picture of traits needs an axis: show AXIS --traits {file} --plot")
+        show_traits(Output(), Traits.load(file), layer)
+        return
+    axis = Axis.load(file)
+    pictures = Path(plot) if plot else file.with_name(f"{file.stem}-plots")
+    if traits is None:
+        show_axis(Output(), axis, layer)
+        if plot is not None:
+            from persona_axis._pictures import save_pictures
+
+            _say_saved(save_pictures(axis, pictures, layer))
+        return
+
+    from persona_axis._trait_tables import show_trait_cosines
+    from persona_axis.traits import Traits, controls
+
+    held, at = Traits.load(traits), layer_to_show(axis, layer)
+    cosines, compared = held.cosines(axis, at, allow), controls(axis, at)
+    show_trait_cosines(Output(), held, cosines, compared, at)
+    if plot is not None:
+        from persona_axis._pictures import save_trait_picture
+
+        _say_saved(save_trait_picture(cosines, compared, at, pictures))
+
+
+def _say_saved(paths: Iterable[Path]) -> None:
+    for path in paths:
+        click.echo(f"saved {path}")
 
 
 @app.command(short_help="Make a cap from an axis file.")

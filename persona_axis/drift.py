@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import singledispatch
 
 import numpy as np
 import pandas as pd
@@ -186,7 +187,8 @@ class _Reader:
         if not batch:
             return
         try:
-            found = self._projections([one.window.ids for one in batch])
+            sequences = [one.window.ids for one in batch]
+            found = token_projections(self.chat, self.directions, sequences, self.levers, self.allow)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(batch) == 1:
                 raise
@@ -204,32 +206,6 @@ class _Reader:
                     self.text.update(zip(new, self.chat.tokenizer.batch_decode([[i] for i in new]), strict=True))
                 one.rows.add(one.said[place], ids, own)
 
-    def _projections(self, sequences: Sequence[Sequence[int]]) -> list[Array]:
-        """<h, axis> of every token, [layers, batch, longest] each: after the levers, then, if any, before them."""
-        after: dict[int, Tensor] = {}
-        before: dict[int, Tensor] = {}
-
-        def read_into(streams: dict[int, Tensor]) -> ExitStack:
-            def project(layer: int, hidden: Tensor) -> None:
-                streams[layer] = projected(hidden, self.directions[layer].to(hidden.device)).cpu()
-
-            entered = ExitStack()
-            entered.enter_context(reading(self.chat.model, self.directions, project, stack=self.chat.layers))
-            return entered
-
-        padded = self.chat.pad_right(sequences)
-        with torch.inference_mode(), ExitStack() as held:
-            if self.levers:  # hooks act in the order they are entered
-                held.enter_context(read_into(before))
-                held.enter_context(self.chat.under(self.levers, self.allow))
-            held.enter_context(read_into(after))
-            # The decoder without its head: logits of every token would need more memory than all the rest.
-            self.chat.model.base_model(input_ids=padded.ids, attention_mask=padded.mask, use_cache=False)
-        if missed := [layer for layer in self.directions if layer not in after]:
-            raise DriftError(f"layers {missed} did not show their activations: is the model compiled?")
-        streams = [after, before] if self.levers else [after]
-        return [torch.stack([stream[layer] for layer in self.directions]).numpy() for stream in streams]
-
     def _check(self, own: Sequence[Array], one: _Waiting, place: int) -> None:
         for stream in own:
             if len(bad := np.flatnonzero(~np.isfinite(stream).all(axis=1))):
@@ -237,3 +213,40 @@ class _Reader:
                 raise DriftError(
                     f"{one.where}, turn {said.turn} ({said.speaker}): NaN or infinite activations at layer {layer}"
                 )
+
+
+@singledispatch
+def token_projections(
+    chat: ChatModel,
+    directions: Mapping[int, Tensor],
+    sequences: Sequence[Sequence[int]],
+    levers: Sequence[Lever],
+    allow: Collection[str],
+) -> list[Array]:
+    """<h, axis> of every token, [layers, batch, longest] each: after the levers, then, if any, before them.
+
+    Dispatched on the kind of `chat`: a substrate reads otherwise.
+    """
+    after: dict[int, Tensor] = {}
+    before: dict[int, Tensor] = {}
+
+    def read_into(streams: dict[int, Tensor]) -> ExitStack:
+        def project(layer: int, hidden: Tensor) -> None:
+            streams[layer] = projected(hidden, directions[layer].to(hidden.device)).cpu()
+
+        entered = ExitStack()
+        entered.enter_context(reading(chat.model, directions, project, stack=chat.layers))
+        return entered
+
+    padded = chat.pad_right(sequences)
+    with torch.inference_mode(), ExitStack() as held:
+        if levers:  # hooks act in the order they are entered
+            held.enter_context(read_into(before))
+            held.enter_context(chat.under(levers, allow))
+        held.enter_context(read_into(after))
+        # The decoder without its head: logits of every token would need more memory than all the rest.
+        chat.model.base_model(input_ids=padded.ids, attention_mask=padded.mask, use_cache=False)
+    if missed := [layer for layer in directions if layer not in after]:
+        raise DriftError(f"layers {missed} did not show their activations: is the model compiled?")
+    streams = [after, before] if levers else [after]
+    return [torch.stack([stream[layer] for layer in directions]).numpy() for stream in streams]

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+LONGEST = 2000
+"""Characters of an error's text. A file may hold a name of megabytes; telling it would help nobody."""
+
 
 class PersonaAxisError(Exception):
-    """Base of every error raised on purpose; its text is one line a user can act on."""
+    """Base of every error raised on purpose; its text is one line a user can act on.
+
+    Texts quote what files hold, so characters that would move a terminal's cursor are told as escapes, and the middle
+    of a very long text is left out.
+    """
+
+    def __str__(self) -> str:
+        text = Exception.__str__(self)  # a bare super() would not survive the journey to a nnsight server
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST - 500]} ... ({len(text) - LONGEST} characters left out) ... {text[-500:]}"
+        return text
 
 
 class AxisFileError(PersonaAxisError):

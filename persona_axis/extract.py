@@ -14,7 +14,11 @@ had not been.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
@@ -35,9 +39,12 @@ from persona_axis.extraction.report import Counts, Extraction, LayerFigures
 from persona_axis.extraction.rollouts import draw, drawn_so_far
 from persona_axis.extraction.settings import settings, surroundings
 from persona_axis.extraction.store import RunStore, refuse_difference
+from persona_axis.extraction.traits import finish_traits
 from persona_axis.extraction.trial import Trial, try_out
-from persona_axis.judges import Judge, default_judge
+from persona_axis.judges import AcceptAll, Judge, default_judge
 from persona_axis.probes import Probes
+from persona_axis.trait_probes import Trait, as_roles
+from persona_axis.traits import Traits
 
 __all__ = [
     "Calibrating",
@@ -54,8 +61,11 @@ __all__ = [
     "Progress",
     "Saved",
     "extract",
+    "extract_traits",
     "run_directory",
 ]
+
+Made = TypeVar("Made")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -85,9 +95,50 @@ def extract(
     again with the same arguments goes on from it, other settings are refused. Raises `ExtractionError`,
     `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
     """
-    out = Path(out)
     options = Options.preset(chat) if options is None else options
     judge = default_judge(chat) if judge is None else judge
+    return _run(chat, probes, options, Path(out), run_dir, judge, progress, finish)
+
+
+def extract_traits(
+    chat: ChatModel,
+    probes: Probes,
+    traits: Sequence[Trait],
+    options: Options | None = None,
+    *,
+    out: str | Path,
+    run_dir: str | Path | None = None,
+    judge: Judge | None = None,
+    progress: Listener = silent,
+) -> Traits:
+    """Extract trait vectors into the file `out`: every trait's two poles answer the same questions of `probes`.
+
+    The run is that of `extract` with the instructions for roles ("warm + 1" to a judge, with the description of its
+    pole), and so are its options (`prompts` are pairs of instructions; instead of `roles`, name fewer `traits`) and its
+    errors. Without `options` the plan is `Options.traits_preset(chat)`; without `judge` every reply counts: Troupe's
+    parser knows no traits.
+    """
+    options = Options.traits_preset(chat) if options is None else options
+    if options.roles is not None:
+        raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
+    poles = as_roles(traits, probes, options.prompts)
+    # Percentiles of single replies are read for an axis only, so nothing is to be read again.
+    options = replace(options, prompts=1, calibration=1)
+    made = partial(finish_traits, traits=traits)
+    return _run(chat, poles, options, Path(out), run_dir, judge or AcceptAll(), progress, made)
+
+
+def _run(
+    chat: ChatModel,
+    probes: Probes,
+    options: Options,
+    out: Path,
+    run_dir: str | Path | None,
+    judge: Judge,
+    progress: Listener,
+    make: Callable[[ChatModel, Plan, Judge, RunStore, Path, Listener, float], Made],
+) -> Made:
+    """Draw what is missing and `make` the file of it."""
     if not out.parent.is_dir():
         raise ExtractionError(f"cannot write {out}: there is no directory {out.parent}")
     began = time.monotonic()
@@ -98,7 +149,7 @@ def extract(
             for note in chat.notes:
                 progress(Note(note))
             draw(chat, plan, judge, store, progress)
-            found = finish(chat, plan, judge, store, out, progress, time.monotonic() - began)
+            found = make(chat, plan, judge, store, out, progress, time.monotonic() - began)
         except KeyboardInterrupt as stop:
             raise Interrupted(
                 f"stopped; finished batches are kept in {directory}, and the same command goes on from there"

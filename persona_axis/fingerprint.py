@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -46,9 +46,10 @@ class ModelFacts(TypedDict):
     weights_sha256: str
 
 
-def model_facts(model: nn.Module, stack: str | None = None) -> ModelFacts:
+def model_facts(model: nn.Module, stack: str | None = None, weights_sha256: str | None = None) -> ModelFacts:
     """The facts of `model` that an axis file states; `stack` names the layer list where structure cannot.
 
+    `weights_sha256` is the weights' fingerprint if it is known, as where the weights themselves are elsewhere.
     `architecture` is the `model_type` of the part that generates text (the same with and without a head or a
     vision tower). Raises `ResidualError` for a model whose layers cannot be found.
     """
@@ -64,7 +65,7 @@ def model_facts(model: nn.Module, stack: str | None = None) -> ModelFacts:
         architecture=str(getattr(config, "model_type", None) or type(model).__name__),
         hidden_size=hidden_size(model),
         num_layers=len(layers),
-        weights_sha256=weights_fingerprint(model, stack),
+        weights_sha256=weights_sha256 or weights_fingerprint(model, stack),
     )
 
 
@@ -73,24 +74,27 @@ def weights_fingerprint(model: nn.Module, stack: str | None = None) -> str:
 
     Values are rounded to bfloat16 first, so the same checkpoint has one fingerprint in float32 and in
     bfloat16, on any device, before and after saving, under any wrapper that keeps the layers' own parameter
-    names. Tokens added to the vocabulary do not change it; other weights, an adapter or a quantised copy do.
-    A float16 copy may differ (values below 6e-5 lose bits there). Raises `ModelError` for weights that cannot
-    be read.
+    names, and inside a TransformerLens bridge. Tokens added to the vocabulary do not change it; other weights, an
+    adapter or a quantised copy do. A float16 copy may differ (values below 6e-5 lose bits there). Raises
+    `ModelError` for weights that cannot be read.
     """
     from persona_axis._layout import find_stack, text_config
 
-    config = text_config(model)
-    layers = find_stack(model, stack).layers
+    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    return fingerprint_of(text_config(model), embedding, find_stack(model, stack).layers)
+
+
+def fingerprint_of(config: Any, embedding: Any, layers: Sequence[nn.Module]) -> str:
+    """`weights_fingerprint` of the parts; needs nothing else of this package, so that it can be sent to the weights."""
     digest = hashlib.sha256()
     digest.update(json.dumps({key: getattr(config, key, None) for key in _SHAPE_KEYS}).encode())
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
     if embedding is not None:
         with _present(embedding):
             rows = embedding.weight[:_EMBEDDING_ROWS]
             digest.update(f"embedding {list(embedding.weight.shape[1:])}".encode() + _sampled([rows]))
     for index in sorted({0, len(layers) // 2, len(layers) - 1}):
         with _present(layers[index]):
-            named = sorted((n.replace("_orig_mod.", ""), p) for n, p in layers[index].named_parameters())
+            named = sorted(_own_parameters(layers[index]).values())
             digest.update(f"{index} {[(name, list(p.shape)) for name, p in named]}".encode())
             digest.update(_sampled([parameter for _, parameter in named]))
     return digest.hexdigest()
@@ -120,20 +124,41 @@ def require_same(
     `stated` holds any of the keys of `ModelFacts` and `chat_template_sha256`; what it does not state is not
     checked, nor is the template when none is given. `allow` names the differences that are deliberate.
     """
-    unknown = sorted(set(allow) - set(EXCEPTIONS))
-    if isinstance(allow, str) or unknown:
-        raise AxisMismatchError(f"allow={allow!r}: expected a collection of {', '.join(EXCEPTIONS)}")
+    _check_allowed(allow)
     here: dict[str, Any] = dict(_facts_to_compare(stated, model, allow, stack))
     if template is not None:
         here["chat_template_sha256"] = template_sha256(template)
-    differences = list(_differences(stated, here, allow))
-    if not differences:
-        return
-    name, own_name = stated.get("model"), getattr(getattr(model, "config", None), "_name_or_path", None)
-    raise AxisMismatchError(
-        f"made for another model: {'; '.join(differences)} (made for {name or 'an unnamed model'}, used on "
-        f"{own_name or type(model).__name__}); a deliberate difference is passed as allow=(...)"
-    )
+    own_name = getattr(getattr(model, "config", None), "_name_or_path", None) or type(model).__name__
+    require_facts(stated, here, own_name, allow)
+
+
+def require_facts(
+    stated: Mapping[str, Any], here: Mapping[str, Any], own_name: str, allow: Collection[str] = ()
+) -> None:
+    """Raise `AxisMismatchError` unless the facts `here`, of what is called `own_name`, are what `stated` says."""
+    _check_allowed(allow)
+    if differences := list(_differences(stated, here, allow)):
+        raise AxisMismatchError(
+            f"made for another model: {'; '.join(differences)} (made for {stated.get('model') or 'an unnamed model'}, "
+            f"used on {own_name}); a deliberate difference is passed as allow=(...)"
+        )
+
+
+def require_same_files(
+    name: str, stated: Mapping[str, Any], other_name: str, other: Mapping[str, Any], allow: Collection[str] = ()
+) -> None:
+    """Raise `AxisMismatchError` unless two files state the same model, as far as both state it; `allow` as above."""
+    _check_allowed(allow)
+    if differences := list(_differences(stated, other, allow, "in the other")):
+        raise AxisMismatchError(
+            f"{name} and {other_name} are of different models: {'; '.join(differences)}; "
+            "a deliberate difference is passed as allow=(...), --allow on the command line"
+        )
+
+
+def _check_allowed(allow: Collection[str]) -> None:
+    if isinstance(allow, str) or set(allow) - set(EXCEPTIONS):
+        raise AxisMismatchError(f"allow={allow!r}: expected a collection of {', '.join(EXCEPTIONS)}")
 
 
 def _facts_to_compare(
@@ -149,11 +174,26 @@ def _facts_to_compare(
         yield "weights_sha256", weights_fingerprint(model, stack)
 
 
-def _differences(stated: Mapping[str, Any], here: Mapping[str, Any], allow: Collection[str]) -> Iterator[str]:
+def _differences(
+    stated: Mapping[str, Any], here: Mapping[str, Any], allow: Collection[str], place: str = "here"
+) -> Iterator[str]:
     for name, (key, said) in _COMPARED.items():
         if name in allow or key not in here or stated.get(key) is None or stated[key] == here[key]:
             continue
-        yield f"{said} is {_short(stated[key])} in the file and {_short(here[key])} here"
+        yield f"{said} is {_short(stated[key])} in the file and {_short(here[key])} {place}"
+
+
+def _own_parameters(module: nn.Module, prefix: str = "") -> dict[int, tuple[str, Tensor]]:
+    """Each parameter by its identity, named as in the model itself: torch.compile and TransformerLens stand around
+    modules, and the latter adds split copies of fused weights beside the module that it stands around."""
+    for inside in ("_orig_mod", "_original_component"):
+        if inside in module._modules:
+            return _own_parameters(module.get_submodule(inside), prefix)
+    own = module.named_parameters(recurse=False)
+    found: dict[int, tuple[str, Tensor]] = {id(parameter): (prefix + name, parameter) for name, parameter in own}
+    for name, child in module.named_children():
+        found = _own_parameters(child, f"{prefix}{name}.") | found
+    return found
 
 
 def _short(value: Any) -> str:

@@ -23,11 +23,12 @@ from persona_axis.calibration_plots import calibration_pareto, dose_response
 from persona_axis.conversation_plots import one_conversation
 from persona_axis.drift_plots import capped_against_uncapped, drift_by_kind, trajectories_by_domain
 from persona_axis.space_plots import layer_cosines, persona_space_3d
+from persona_axis.trait_plots import trait_cosines
 
 __all__ = [
     "calibration_pareto", "capped_against_uncapped", "distributions", "dose_response", "drift_by_kind",
     "layer_cosines", "layer_profile", "one_conversation", "persona_space_3d", "ranking", "role_map",
-    "trajectories_by_domain", "variance_curve",
+    "trait_cosines", "trajectories_by_domain", "variance_curve",
 ]  # fmt: skip
 
 

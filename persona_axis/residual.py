@@ -106,7 +106,7 @@ def reading(model: nn.Module, layers: Iterable[int], callback: ReadFn, *, stack:
         mark = fires.mark(layer)
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            callback(layer, _hidden(output, layer))
+            callback(layer, hidden_in(output, layer))
             _note(mark)
 
         return hook
@@ -136,7 +136,7 @@ def editing(
         mark = record.mark(layer)
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            hidden = _hidden(output, layer)
+            hidden = hidden_in(output, layer)
             try:
                 edited = edit(hidden)
             except Exception as error:
@@ -164,9 +164,16 @@ def _hooked(model: nn.Module, hooks: Mapping[int, Callable[..., Any]], stack: st
             raise ResidualError(f"layers {shared} are one and the same module: what is done at one is done at all")
     with ExitStack() as handles:
         for layer, hook in hooks.items():
-            handles.callback(layers[layer].register_forward_hook(hook).remove)
+            handles.callback(_outlet(layers[layer]).register_forward_hook(hook).remove)
             _let_recorders_follow(layers[layer])
         yield
+
+
+def _outlet(layer: nn.Module) -> nn.Module:
+    """The module whose output is the layer's. A block of TransformerLens ends in a hook point: hooks there act in one
+    order with its user's own, and its caches show what they did."""
+    point = getattr(layer, "hook_out", None)
+    return point if isinstance(point, nn.Module) else layer
 
 
 def _let_recorders_follow(module: nn.Module) -> None:
@@ -186,7 +193,7 @@ def _note(mark: _Mark) -> None:
         mark.runs += 1
 
 
-def _hidden(output: Any, layer: int) -> Tensor:
+def hidden_in(output: Any, layer: int) -> Tensor:
     """The hidden states in a layer's output: the tensor itself or the first item of a tuple or list.
 
     A named tuple says itself what its items are, and the first need not be the residual stream: it is refused.

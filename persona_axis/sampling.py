@@ -62,31 +62,34 @@ class Sampling:
             use_cache=True,
         )
 
-    def processors(self) -> list[LogitsProcessor]:
-        """What stands between the logits and the choice of a token; nothing for greedy decoding."""
-        return [NucleusDraw(self.temperature, self.top_p)] if self.temperature > 0 else []
+    def processors(self, seed: int | None = None) -> list[LogitsProcessor]:
+        """What stands between the logits and the choice of a token; nothing for greedy decoding. `seed` as in
+        `NucleusDraw`."""
+        return [NucleusDraw(self.temperature, self.top_p, seed)] if self.temperature > 0 else []
 
 
 class NucleusDraw(LogitsProcessor):
     """Draws the next token of each row from the nucleus, and leaves it as the only possible one.
 
     The nucleus is the smallest set of most likely tokens, after the temperature, whose mass reaches `top_p`.
-    One uniform number a row is taken from the device's random state. Sorting a whole vocabulary and drawing a
+    One uniform number a row is taken from the device's random state, or with a `seed` from a state of its own that
+    begins there: the same numbers, without touching anybody's. Sorting a whole vocabulary and drawing a
     random number for each of its words costs a small model on a CPU half of its time, so there the most
     likely few are looked at first, and only rows with a wider nucleus are sorted in full.
     """
 
-    def __init__(self, temperature: float, top_p: float, generator: torch.Generator | None = None) -> None:
-        """`generator` (on the CPU) gives the uniform numbers instead, for a row with a seed of its own."""
+    def __init__(self, temperature: float, top_p: float, seed: int | None = None) -> None:
         self.temperature = temperature
         self.top_p = top_p
-        self.generator = generator
+        self.seed = seed
+        self.own_state: torch.Generator | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[batch, vocabulary] logits in; out, 0 at the token drawn and -inf elsewhere."""
         scaled = scores.float() / self.temperature
-        where = scaled.device if self.generator is None else self.generator.device
-        uniform = torch.rand(len(scaled), 1, device=where, generator=self.generator).to(scaled.device)
+        if self.seed is not None and self.own_state is None:
+            self.own_state = torch.Generator(scaled.device).manual_seed(self.seed)
+        uniform = torch.rand(len(scaled), 1, device=scaled.device, generator=self.own_state)
         log_mass = scaled.logsumexp(dim=-1, keepdim=True)
         width = _CANDIDATES if scaled.device.type == "cpu" else scaled.shape[-1]
         token, reached = self._draw(scaled, log_mass, uniform, width)

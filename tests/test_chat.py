@@ -64,7 +64,7 @@ def test_rows_with_a_wide_nucleus_draw_as_if_all_were_sorted(monkeypatch: pytest
 
 
 def test_a_draw_at_the_very_end_of_the_nucleus_stays_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *shape, device: torch.full(shape, 1 - 2**-24))
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 1 - 2**-24))
     logits = torch.tensor([[3.0, 2.0, 1.0, -50.0]])
     assert NucleusDraw(1.0, 0.95)(torch.empty(0), logits).argmax() == 2
     assert NucleusDraw(1.0, 0.5)(torch.empty(0), logits).argmax() == 0

@@ -10,21 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import chat_factory
 import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from command_line import Command, Ended, command_in
 from rich.console import Console
 
 from persona_axis import Axis, Cap, __version__
 from persona_axis._progress import Display, clock
-from persona_axis._terminal import run
 from persona_axis.cli import app
 from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Progress, Saved
 
@@ -32,25 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HIDDEN = 4, 32
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Run the command in this process, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
-
-    def _command(*args: object) -> Ended:
-        code = run(app, [str(arg) for arg in args], name="persona-axis")
-        return Ended(code, *capsys.readouterr())
-
-    return _command
+    return command_in(tmp_path, app, capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

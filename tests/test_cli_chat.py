@@ -6,12 +6,11 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import chat_factory
 import pytest
+from command_line import Command, Ended, command_in
 from test_drift import axis_for
 
 from persona_axis import Axis
@@ -22,26 +21,16 @@ from persona_axis.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
     """Chat in this process, in an empty directory, with text on its standard input."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
+    plain = command_in(tmp_path, app, capsys, monkeypatch)
 
     def _command(*args: object, said: str | bytes = b"") -> Ended:
         raw = said.encode() if isinstance(said, str) else said
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
-        code = run(app, ["chat", *(str(arg) for arg in args)], name="persona-axis")
-        return Ended(code, *capsys.readouterr())
+        return plain("chat", *args)
 
     return _command
 

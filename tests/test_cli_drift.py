@@ -10,19 +10,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import chat_factory
 import click
 import numpy as np
 import pandas as pd
 import pytest
+from command_line import Command, command_in
 from test_drift import axis_for
 from transformers import tokenization_utils_base
 
 from persona_axis import Axis, _follow, _transcripts
 from persona_axis._cli_drift import drift
-from persona_axis._terminal import run
 from persona_axis.chat import ChatModel
 from persona_axis.conversations import DOMAINS, load_scripts, read_conversations
 from persona_axis.drift import TableWriter, alerts, trajectories
@@ -34,26 +34,10 @@ TEXTS = "what is rain ?|why ?|how should i sleep ?|bread ?|no|yes yes|what about
 app = click.Group("persona-axis", commands=[drift])
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]
-
-
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    """Run the command in this process, in an empty directory."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
-
-    def _command(*args: object) -> Ended:
-        code = run(app, [str(arg) for arg in args], name="persona-axis")
-        return Ended(code, *capsys.readouterr())
-
-    return _command
+    return command_in(tmp_path, app, capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -142,7 +142,7 @@ def test_half_precision_is_summed_in_float32() -> None:
 
 
 def test_what_follows_the_end_of_a_reply_may_be_anything() -> None:
-    sums = means._Sums([0], [2])
+    sums = means.Sums([0], [2])
     sums.read(0, torch.full((2, 5, 3), torch.nan))  # the prompt
     sums.draw(torch.tensor([7, 2]))
     sums.read(0, torch.tensor([[[9.0, 9, 9], [1, 2, 3]], [[9, 9, 9], [torch.inf, torch.nan, 0]]]))

@@ -69,8 +69,8 @@ class Units:
             return None
         try:
             unit = json.loads(path.read_bytes())
-            whole = isinstance(unit, dict) and _canonical(unit["key"]) == _canonical(key)
-        except (OSError, ValueError, KeyError):
+            whole = isinstance(unit, dict) and "value" in unit and _canonical(unit["key"]) == _canonical(key)
+        except (OSError, ValueError, KeyError, RecursionError):
             whole = False
         if whole:
             return unit["value"]

@@ -42,8 +42,8 @@ def finish(
     names = [plan.role(plan.roles[i]).name for i in kept]
     below = {name: n for name, n in accepted.items() if name not in set(names)}
     totals = {name: int(tallies[:, i].sum()) for i, name in enumerate(TALLIES)}
-    notes = _notes(chat, plan, totals, below)
-    metadata = _metadata(chat, plan, judge) | {
+    notes = run_notes(chat, plan, totals, below)
+    metadata = run_metadata(chat, plan, judge) | {
         "role_names": names,
         "accepted": {name: accepted[name] for name in names},
         "roles_below": below,
@@ -112,7 +112,8 @@ def _vectors(
     return np.stack(default), np.stack(roles, axis=1), halves
 
 
-def _metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
+def run_metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
+    """What a file states about the model that was asked and how."""
     facts = chat.facts
     return {
         "model": facts["model"],
@@ -143,7 +144,8 @@ def _metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
     }
 
 
-def _notes(chat: ChatModel, plan: Plan, totals: dict[str, int], below: dict[str, int]) -> list[str]:
+def run_notes(chat: ChatModel, plan: Plan, totals: dict[str, int], below: dict[str, int]) -> list[str]:
+    """What a reader of the file should know of the replies and of the roles that are not in it."""
     notes = list(chat.notes)
     said = {
         "empty": "replies were empty and count for nothing",

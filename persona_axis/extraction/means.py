@@ -7,6 +7,7 @@ to a float32 sum of [batch, hidden], and that is all that is kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import singledispatch
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Replies(NamedTuple):
     norms: Tensor
 
 
-class _Sums:
+class Sums:
     """What the hooks write to. A token's activation is read in the step that feeds it, not in the one that
     draws it."""
 
@@ -74,6 +75,7 @@ class _Sums:
         self.fed[layer] += 1
 
 
+@singledispatch
 def generate_with_means(
     chat: ChatModel, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int, layers: Sequence[int]
 ) -> Replies:
@@ -81,9 +83,9 @@ def generate_with_means(
 
     One token more than allowed is drawn and thrown away, so that the last token of a reply cut at the limit
     is fed and counts like any other. Raises `ExtractionError` if a layer's hook did not run at every step (a
-    compiled model does not see hooks that come late).
+    compiled model does not see hooks that come late). Dispatched on the kind of `chat`: a substrate reads otherwise.
     """
-    state = _Sums(layers, chat.stop_ids)
+    state = Sums(layers, chat.stop_ids)
     with reading(chat.model, layers, state.read, stack=chat.layers):
         ids = chat.generate_ids(prompts, sampling, seed, watch=state.draw, extra_tokens=1)
     steps = state.drawn - 1

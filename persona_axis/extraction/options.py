@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -60,6 +61,19 @@ class Options:
             plan = {"prompts": 2, "questions": 15, "default_samples": 8, "max_new_tokens": 48}
         else:
             plan = {"roles": 100, "prompts": 2, "questions": 16, "default_samples": 4, "max_new_tokens": 128}
+        return cls._changed(plan, changes)
+
+    @classmethod
+    def traits_preset(cls, chat: ChatModel, *, full: bool = False, **changes: Any) -> Self:
+        """The same for traits, of which every one is asked for: 2 instructions of each pole x 16 questions and replies
+        of 48 tokens for Troupe, 128 for others; `full` is 240 questions and 512 tokens."""
+        plan: dict[str, Any] = {"prompts": 2, "questions": 16, "max_new_tokens": 48 if chat.is_troupe else 128}
+        if full:
+            plan |= {"questions": 240, "max_new_tokens": 512}
+        return cls._changed(plan, changes)
+
+    @classmethod
+    def _changed(cls, plan: dict[str, Any], changes: Mapping[str, Any]) -> Self:
         plan |= {name: value for name, value in changes.items() if value is not None}
         sampling = {n: plan.pop(n) for n in ("temperature", "top_p", "max_new_tokens") if n in plan}
         return cls(**{"sampling": Sampling(**sampling), **plan})

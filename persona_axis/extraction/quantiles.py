@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import singledispatch
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,7 +151,7 @@ def _project(
             count += 1
         batch = order[:count]
         try:
-            found = _read(
+            found = read_replies(
                 chat, plan.layers, directions, [sequences[i] for i in batch], [len(prompts[i]) for i in batch]
             )
         except (RuntimeError, MemoryError) as error:
@@ -172,14 +173,18 @@ def _project(
         order = order[count:]
 
 
-def _read(
+@singledispatch
+def read_replies(
     chat: ChatModel,
     layers: Sequence[int],
     directions: Tensor,
     sequences: Sequence[Sequence[int]],
     starts: Sequence[int],
 ) -> list[Array]:
-    """Prefill one batch; each layer's hook keeps the projections of the reply tokens and nothing else."""
+    """Prefill one batch; each layer's hook keeps the projections of the reply tokens and nothing else.
+
+    A reply begins at its sequence's `starts`. Gives [layers, tokens] for each. Dispatched on the kind of `chat`.
+    """
     batch = chat.pad_right(sequences)
     lengths = [len(s) for s in sequences]
     own = torch.zeros_like(batch.mask, dtype=torch.bool)

@@ -112,10 +112,9 @@ class RunStore:
         path = self.path / "plan.json"
         if not path.exists():
             return None
-        try:
-            plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ExtractionError(f"{path} is damaged: {error}") from error
+        plan = self._json(path, path.read_bytes())
+        if not isinstance(plan, dict) or not set(plan) >= _PLAN:
+            raise self._damaged(path, f"a plan is an object with {', '.join(sorted(_PLAN))}")
         return plan
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
@@ -125,7 +124,10 @@ class RunStore:
         """(block, batch, most rollouts at once) in the order they were recorded; each holds for all that
         follows it."""
         path = self.path / "splits.json"
-        return [(b, i, n) for b, i, n in json.loads(path.read_text())] if path.exists() else []
+        splits = self._json(path, path.read_bytes()) if path.exists() else []
+        if not isinstance(splits, list) or not all(_is_split(split) for split in splits):
+            raise self._damaged(path, "expected a list of [block, batch, most rollouts at once]")
+        return [(block, batch, most) for block, batch, most in splits]
 
     def write_splits(self, splits: Iterable[tuple[int, int, int]]) -> None:
         write_atomically(self.path / "splits.json", json.dumps(list(splits)).encode())
@@ -136,9 +138,13 @@ class RunStore:
         if not path.exists():
             return 0, 0
         with self._reading(path) as file:
-            facts = json.loads(file.metadata()["state"])
-            self._end = max(self._end, facts["rollouts_end"])
-            return facts["done"], facts["of"]
+            facts = self._json(path, file.metadata()["state"])
+            done, of, end = (facts[key] for key in ("done", "of", "rollouts_end"))
+            if not all(type(number) is int for number in (done, of, end)) or not 0 <= done <= of or end < 0:
+                raise ValueError(f"it counts {done} batches of {of} up to byte {end}"[:200])
+            _require_shapes(file)
+            self._end = max(self._end, end)
+            return done, of
 
     def load_block(self, index: int) -> BlockState | None:
         """The block as of its last finished batch, or None if it has none."""
@@ -168,9 +174,7 @@ class RunStore:
             with safe_open(path, framework="pt") as file:
                 yield file
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise ExtractionError(
-                f"{path} is damaged ({error}): delete {self.path} and start again"
-            ) from error
+            raise self._damaged(path, error) from error
 
     def save_batch(self, index: int, state: BlockState, lines: Iterable[Mapping[str, Any]]) -> None:
         """Commit one finished batch: first its rollouts, then the block that counts them. `state.done` is
@@ -203,12 +207,47 @@ class RunStore:
 
     def rollouts(self) -> Iterator[dict[str, Any]]:
         """The lines of rollouts.jsonl, in order."""
-        with self.rollouts_path.open(encoding="utf-8") as file:
-            for line in file:
-                yield json.loads(line)
+        with self.rollouts_path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                rollout = self._json(self.rollouts_path, line, f"line {number}: ")
+                if not isinstance(rollout, dict):
+                    raise self._damaged(self.rollouts_path, f"line {number}: a rollout is an object")
+                yield rollout
+
+    def _json(self, path: Path, content: str | bytes, at: str = "") -> Any:
+        try:
+            return json.loads(content.decode("utf-8") if isinstance(content, bytes) else content)
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(path, f"{at}{error}") from error
+
+    def _damaged(self, path: Path, why: object) -> ExtractionError:
+        return ExtractionError(f"{path} is damaged ({why}): delete {self.path} and start again")
 
     def _block_path(self, index: int) -> Path:
         return self.path / "blocks" / f"{index:05d}.safetensors"
+
+
+_PLAN = {"settings", "batch_size", "trial", "surroundings"}
+
+
+def _require_shapes(file: Any) -> None:
+    """Raise `ValueError` unless the tensors of a block file are those of one block; reads none of them."""
+    held = {name: file.get_slice(name) for name in ("sums", "counts", "tallies", "norms")}
+    dtypes = [part.get_dtype() for part in held.values()]
+    sums, counts, tallies, norms = (part.get_shape() for part in held.values())
+    shapes = len(sums) == 4 and [counts, tallies, norms] == [sums[:2], [sums[0], len(TALLIES)], [sums[2]]]
+    if not shapes or dtypes != ["F32", "I64", "I64", "F64"]:
+        raise ValueError(f"its tensors {sums}, {counts}, {tallies}, {norms} ({', '.join(dtypes)}) are of no block")
+
+
+def _is_split(split: Any) -> bool:
+    return (
+        isinstance(split, list)
+        and len(split) == 3
+        and all(type(number) is int for number in split)
+        and min(split) >= 0
+        and split[2] > 0
+    )
 
 
 _OWN = {"plan.json", "splits.json", "rollouts.jsonl", "blocks", "lock"}

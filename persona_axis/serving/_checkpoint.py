@@ -9,36 +9,56 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from persona_axis._layout import find_stack, hidden_size
+from persona_axis._layout import find_stack, hidden_size, text_config
 from persona_axis.cap import Cap
 from persona_axis.errors import CapMismatchError, ModelError
-from persona_axis.fingerprint import require_same
+from persona_axis.fingerprint import require_facts, template_sha256, weights_fingerprint
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
-def require_same_checkpoint(cap: Cap, name: str, revision: str | None = None, allow: Collection[str] = ()) -> None:
-    """Raise `AxisMismatchError` unless the checkpoint at a local path or in the hub's cache is what `cap` states.
+class Checkpoint(NamedTuple):
+    """What a checkpoint is, read once: an engine may change transformers' classes when it loads its own model."""
 
-    `allow` names deliberate differences, as in `Cap.on`. Raises `ModelError` where the weights cannot be compared.
-    """
-    folder = _folder(name, revision)
-    model, tokenizer = _without_weights(folder)
-    width = hidden_size(model)
-    if width != cap.direction.shape[1]:
-        raise CapMismatchError(
-            f"the cap's direction has width {cap.direction.shape[1]}, {name}'s residual stream {width}"
-        )
-    if cap.facts.get("weights_sha256") is not None and "weights" not in allow:
-        _bring(model, folder)
-    if cap.facts:
-        require_same(cap.facts, model, tokenizer, allow)
+    name: str
+    facts: dict[str, Any]
+    """Those that a cap states of its model, but the weights where they cannot be compared."""
+    problem: str
+    """Why the weights cannot be compared, or ""."""
+
+    @classmethod
+    def read(cls, name: str, revision: str | None = None) -> Checkpoint:
+        """The checkpoint at a local path or in the hub's cache. Raises `ModelError` where there is none to be read."""
+        folder = _folder(name, revision)
+        model, tokenizer = _without_weights(folder)
+        facts: dict[str, Any] = {
+            "architecture": text_config(model).model_type, "hidden_size": hidden_size(model),
+            "num_layers": len(find_stack(model).layers), "chat_template_sha256": template_sha256(tokenizer),
+        }  # fmt: skip
+        try:
+            _bring(model, folder)
+        except ModelError as error:
+            return cls(name, facts, str(error))
+        return cls(name, facts | {"weights_sha256": weights_fingerprint(model)}, "")
+
+    def require(self, cap: Cap, allow: Collection[str] = ()) -> None:
+        """Raise `AxisMismatchError` unless this is the checkpoint that `cap` was made for; a hand-made cap states
+        nothing, and only its width is compared.
+
+        `allow` names deliberate differences, as in `Cap.on`. Raises `ModelError` where the weights cannot be compared.
+        """
+        width, own = cap.direction.shape[1], self.facts["hidden_size"]
+        if width != own:
+            raise CapMismatchError(f"the cap's direction has width {width}, the residual stream of {self.name} {own}")
+        if cap.facts.get("weights_sha256") is not None and self.problem and "weights" not in allow:
+            raise ModelError(self.problem)
+        require_facts(cap.facts, self.facts, self.name, allow)
 
 
 def _folder(name: str, revision: str | None) -> Path:

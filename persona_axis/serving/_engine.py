@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import secrets
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
@@ -164,9 +164,8 @@ class Reply:
         self._ended = False
         draw = None
         if ask.temperature > 0:
-            seeded = torch.Generator()
-            seeded.seed() if ask.seed is None else seeded.manual_seed(ask.seed)
-            draw = NucleusDraw(ask.temperature, ask.top_p, seeded)
+            seed = secrets.randbits(63) if ask.seed is None else ask.seed
+            draw = NucleusDraw(ask.temperature, ask.top_p, seed)
         self.slot = engine.draws.slots[number] = Slot(draw, ask.top_logprobs)
         manager.register_result_handler(self._name, self._arrived.put_nowait)
         # One token more than allowed, and thrown away: the last one that is kept is then fed, and can be read.

@@ -33,7 +33,7 @@ class StreamEdit(nn.Module):
     """Holds the projection of a residual stream inside bounds, and keeps the projections it saw.
 
     Some engines keep the stream as a pair (hidden, residual) whose sum it is: the projection is that of the sum, and
-    the change is written to the first part. Rows are tokens: hidden states are [tokens, hidden].
+    the change is written to the first part. Hidden states are [tokens, hidden], or [1, tokens, hidden].
     """
 
     direction: Tensor
@@ -58,7 +58,7 @@ class StreamEdit(nn.Module):
         stream = part if residual is None else part + residual.to(self.direction.dtype)
         projection = (stream * self.direction).sum(-1)
         # Longer than any batch: a slice as long as the buffer would be traced as the buffer, whatever the batch.
-        self.seen[: projection.shape[0]].copy_(projection)
+        self.seen[: projection.shape[-1]].copy_(projection.view(-1))
         way = correction(projection, self.floor, self.ceiling)
         return torch.addcmul(part, way.unsqueeze(-1), self.push).to(hidden.dtype)
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from persona_axis.cap import Cap
 from persona_axis.errors import CapError
 from persona_axis.serving._stream_edit import Bounds, StreamEdit, bounds_at
-from persona_axis.serving._vllm_layers import EDIT, stream
+from persona_axis.serving._vllm_layers import EDIT
+from persona_axis.serving._vllm_look import Look, looking
 
 _BITE = 0.5  # how far past its own projection the probe is moved, in lengths of its residual stream
 _AGREE = 0.1  # how much of a change may be missing in the compiled graph, whose kernels round differently
@@ -58,6 +59,7 @@ class _Probe:
 
     def __init__(self, worker: Any, model: nn.Module) -> None:
         self.worker, self.model = worker, model
+        self.run()  # which makes the buffers that `_filled` fills
 
     def run(self) -> _Run:
         """The same batch each time: random tokens of one seed, or on a later stage of a pipeline random streams."""
@@ -124,7 +126,7 @@ def _first(out: Any) -> Tensor | None:
 def _plain_change(probe: _Probe, layer: int, edit: StreamEdit, model: nn.Module) -> tuple[float, Tensor]:
     """The floor that must bite at `layer`, and the change of the output that it made without any graph."""
     module = next(m for m in model.modules() if getattr(m, EDIT, None) is edit)
-    with _looking(module, layer) as look:
+    with looking(module, layer) as look:
         before, again = probe.run(), probe.run()
         length = look.stream().norm(dim=-1)[0].item()
         if not 0 < length < torch.inf:
@@ -158,7 +160,7 @@ def _require_changed(layer: int, before: _Run, moved: _Run, noise: float) -> Non
             raise CapError(f"layer {layer}: moving the probe does not change the model's {what}")
 
 
-def _require_sum(probe: _Probe, look: _Look, layer: int, before: _Run, length: float, noise: float) -> None:
+def _require_sum(probe: _Probe, look: Look, layer: int, before: _Run, length: float, noise: float) -> None:
     """What is taken from one part and given to the other must not matter, or the sum is not the stream."""
     look.shift = (length, 0.0)
     one = (probe.run().out - before.out).norm().item()
@@ -185,50 +187,6 @@ def _require_same_change(probe: _Probe, layer: int, edit: StreamEdit, floor: flo
         )
     if before.logits is not None and moved.logits is not None and torch.equal(before.logits, moved.logits):
         raise CapError(f"layer {layer}: moving the probe does not change the logits of the compiled graph")
-
-
-class _Look:
-    """Reads a layer's output after every edit, and can shift its two parts."""
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-        self.hidden: Tensor | None = None
-        self.residual: Tensor | None = None
-        self.shift: tuple[float, float] | None = None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._seen().dtype
-
-    def stream(self) -> Tensor:
-        hidden = self._seen().float()
-        return hidden if self.residual is None else hidden + self.residual.float()
-
-    def projection(self, edit: StreamEdit) -> float:
-        return (self.stream()[0] * edit.direction.float()).sum().item()
-
-    def hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        self.hidden, self.residual = stream(output, self.layer)
-        if self.shift is None or self.residual is None:
-            return None
-        way = torch.cos(torch.arange(self.hidden.shape[-1], device=self.hidden.device) ** 2)
-        way = (way / way.norm()).to(self.hidden.dtype)
-        return type(output)((output[0] + self.shift[0] * way, output[1] + self.shift[1] * way, *output[2:]))
-
-    def _seen(self) -> Tensor:
-        if self.hidden is None:
-            raise CapError(f"layer {self.layer} did not run in vLLM's dummy batch")
-        return self.hidden
-
-
-@contextmanager
-def _looking(module: nn.Module, layer: int) -> Iterator[_Look]:
-    look = _Look(layer)
-    handle = module.register_forward_hook(look.hook)
-    try:
-        yield look
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from persona_axis._acting import Place, place_of
+from persona_axis._acting import Place, places
 from persona_axis._arithmetic import clamped, projected
 from persona_axis._layout import find_stack, owners
 from persona_axis.cap import Cap, HeldCap
@@ -41,20 +41,18 @@ def attach(
     then. Later on a run that misses a layer is a `CapError` of the model's call. One case cannot be seen: a function
     of yours that was compiled around the model, and called, before this.
     """
-    cap.require_fit(model, template, allow, stack)
+    cap.require(model, template, allow, stack)
     for name, bound in (("floor", cap.floor), ("ceiling", cap.ceiling)):
         if bound is not None and bound.dim() > 1:
             raise CapError(
                 f"{name} {list(bound.shape)} differs from row to row: a server holds all requests to one bound"
             )
     found = find_stack(model, stack)
-    beyond = [layer for layer in cap.layers if layer >= len(found.layers)]
-    if beyond:
-        raise CapError(f"layers {beyond} do not exist: the model has layers 0 to {len(found.layers) - 1}")
+    where = places(found.layers, cap.layers, f"the cap on layers {list(cap.layers)}")
     if any(isinstance(h, Attached) and h.cap is cap and h.first is found.layers[0] for h in HOLDERS.copy().values()):
         raise CapError("this cap is attached to this model already: twice is not stronger")
     require_not_compiled(model)
-    handle = Attached(cap, model, found.path, found.layers)
+    handle = Attached(cap, model, found.path, found.layers, where)
     try:
         prove(handle, model)
     except BaseException:
@@ -66,16 +64,17 @@ def attach(
 class Attached:
     """A cap that acts on a model. Made by `attach`; as a context manager it is detached on leaving."""
 
-    def __init__(self, cap: Cap, model: nn.Module, path: str, layers: list[nn.Module]) -> None:
+    def __init__(
+        self, cap: Cap, model: nn.Module, path: str, layers: list[nn.Module], where: Mapping[int, Place]
+    ) -> None:
         self.cap, self.first = cap, layers[0]
         self.run = Run()
         self.attached = True
         self._key = next(_KEYS)
         self._lock = threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
-            places = {layer: place_of(layers[layer]) for layer in cap.layers}
-            edits = cap.edits(places)
-            self._held = {layer: _HeldLayer(cap, i, edits[layer], places[layer]) for i, layer in enumerate(cap.layers)}
+            edits = cap.edits(where)
+            self._held = {layer: _HeldLayer(cap, i, edits[layer], where[layer]) for i, layer in enumerate(cap.layers)}
         HOLDERS[self._key] = self
         self._hooks = [layers[layer].register_forward_hook(self._editing(layer)) for layer in cap.layers]
         for depth, owner in enumerate(owners(model, path)):

@@ -19,7 +19,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 from persona_axis.cap import Cap
 from persona_axis.errors import CapError
-from persona_axis.serving._checkpoint import require_same_checkpoint
+from persona_axis.serving._checkpoint import Checkpoint
 from persona_axis.serving._stream_edit import StreamEdit, bounds_at
 from persona_axis.serving._vllm_layers import decoder_layers, put_on
 from persona_axis.serving._vllm_proof import prove
@@ -50,6 +50,8 @@ class Guard:
     def __init__(self, worker: Any, path: str) -> None:
         self.worker, self.path = worker, path
         self.cap: Cap | None = read_cap(path)
+        config = worker.vllm_config.model_config
+        self.checkpoint = Checkpoint.read(config.model, config.revision)
         self.edits: dict[int, StreamEdit] = {}
         self.figures: Figures | None = None
         self.proven = False
@@ -63,9 +65,9 @@ class Guard:
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         """Load, then put the edits on the layers that this worker holds, before anything is traced."""
-        out = self._load(*args, **kwargs)
         assert self.cap is not None
         self._require_fit(self.cap)
+        out = self._load(*args, **kwargs)
         model: nn.Module = self.worker.get_model()
         layers = decoder_layers(model, self.worker.vllm_config)
         room = self.worker.vllm_config.scheduler_config.max_num_batched_tokens + _MORE_ROOM
@@ -142,9 +144,8 @@ class Guard:
                 raise CapError(f"layer {layer}: the bounds of {self.path} do not read back as they were set")
 
     def _require_fit(self, cap: Cap) -> None:
-        config = self.worker.vllm_config.model_config
         allow = tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
-        require_same_checkpoint(cap, config.model, config.revision, allow)
+        self.checkpoint.require(cap, allow)
 
     def _keep_compiled_graphs_apart(self) -> None:
         """Let vLLM's compile cache tell graphs with these edits from graphs without."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_axis._safefile import SafeFile
+from persona_axis._safefile import SafeFile, plain_shape
 from persona_axis.errors import VectorsError
 from persona_axis.vectors.found import Found, checked_rows
 
@@ -64,13 +65,15 @@ def _array(where: str, raw: bytes) -> NDArray[Any]:
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version} of the format")
         reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = reader(stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python 2's literals, and of escapes in a damaged one
+            shape, fortran, dtype = reader(stream)
     # Damaged headers go through numpy's parser of Python literals, which raises many things.
     except Exception as error:
         raise VectorsError(f"{where}: not a valid npy file: {str(error)[:120] or type(error).__name__}") from None
     if dtype.hasobject:
         raise VectorsError(f"{where}: holds Python objects, which are pickles and are never read; save plain numbers")
-    if not all(type(side) is int and side >= 0 for side in shape) or not 0 < dtype.itemsize <= 16:
+    if not plain_shape(shape) or not 0 < dtype.itemsize <= 16:
         raise VectorsError(f"{where}: not a valid npy file: shape {str(shape)[:60]}, dtype {str(dtype)[:60]}")
     count = 1
     for side in shape:

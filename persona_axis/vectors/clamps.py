@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from persona_axis.errors import VectorsError
-from persona_axis.vectors.found import Clamp, Clamps, Points, Rows
+from persona_axis.vectors.found import Clamp, Clamps, Points, Rows, quoted
 from persona_axis.vectors.torchfile import tensor_rows
 from persona_axis.vectors.units import unit
 
 _WINDOW = re.compile(r"layers_(\d{1,6}):(\d{1,6})(?:-.*)?")
+_BYTES = 8
+"""A file has more for each clamp. One list named many times in a pickle would make millions of a few."""
 _PARALLEL = 1e-4  # 1 - |cos| of two vectors that are one direction stored twice
 
 
@@ -41,7 +43,8 @@ def clamps_of(where: str, held: Mapping[Any, Any], size: int) -> Clamps:
     vectors, experiments = held.get("vectors"), held.get("experiments")
     if not isinstance(vectors, dict) or not isinstance(experiments, list) or not experiments:
         raise VectorsError(f"{where}: expected a dictionary 'vectors' and a list 'experiments'")
-    read: dict[str, tuple[int | None, Rows]] = {}
+    read: dict[int, tuple[int | None, Rows]] = {}
+    room = size // _BYTES
     found: dict[str, tuple[Clamp, ...]] = {}
     others: dict[str, int] = {}
     for number, experiment in enumerate(experiments):
@@ -51,7 +54,14 @@ def clamps_of(where: str, held: Mapping[Any, Any], size: int) -> Clamps:
         if name in found or not isinstance(listed, list):
             raise VectorsError(f"{where}: experiment {name[:60]!r}: its id occurs twice or it lists no interventions")
         at = f"{where}: experiment {name[:60]!r}"
-        found[name] = tuple(clamp for entry in listed for clamp in _clamps(at, entry, vectors, read, where, size))
+        held_here: list[Clamp] = []
+        for entry in listed:
+            clamps = _clamps(at, entry, vectors, read, where, size)
+            held_here += clamps
+            room -= max(1, len(clamps))
+            if room < 0:
+                raise VectorsError(f"{at}: lists more interventions than a file of {size} bytes can hold")
+        found[name] = tuple(held_here)
         others[name] = sum("cap" not in entry for entry in listed)
     return Clamps(where, found, others)
 
@@ -119,7 +129,7 @@ def bounds_of(where: str, clamps: Sequence[Clamp], points: Points) -> Bounds:
 
 
 def _clamps(
-    at: str, entry: Any, vectors: Mapping[Any, Any], read: dict[str, tuple[int | None, Rows]], where: str, size: int
+    at: str, entry: Any, vectors: Mapping[Any, Any], read: dict[int, tuple[int | None, Rows]], where: str, size: int
 ) -> list[Clamp]:
     """The clamps of one intervention: one, or one for each of its layers."""
     if not isinstance(entry, dict):
@@ -128,10 +138,11 @@ def _clamps(
         return []
     name = entry.get("vector")
     if not isinstance(name, str) or name not in vectors:
-        raise VectorsError(f"{at}: an intervention names the vector {str(name)[:60]!r}, which 'vectors' does not hold")
-    if name not in read:
-        read[name] = _vector(where, name, vectors[name], size)
-    own, rows = read[name]
+        raise VectorsError(f"{at}: an intervention names the vector {quoted(name)}, which 'vectors' does not hold")
+    vector = vectors[name]
+    if id(vector) not in read:  # the same one may have many names
+        read[id(vector)] = _vector(where, name, vector, size)
+    own, rows = read[id(vector)]
     layers = _numbers(at, "layers", entry.get("layers", entry.get("layer", own)), int)
     caps = _numbers(at, "cap", entry["cap"], float)
     if own is not None and set(layers) != {own}:
@@ -154,7 +165,7 @@ def _vector(where: str, name: str, value: Any, size: int) -> tuple[int | None, R
         raise VectorsError(f"{where}: {told}: expected 'vector' and 'layer', found {sorted(map(str, value))[:5]}")
     layer = value.get("layer")
     if layer is not None:
-        (layer,) = _numbers(where, f"{told}: layer", layer, int)
+        (layer,) = _numbers(where, f"{told}: layer", [layer], int)
     return layer, tensor_rows(where, told, value["vector"], size, ranks=(1,))
 
 
@@ -164,7 +175,7 @@ def _numbers(at: str, name: str, value: Any, kind: type) -> list[Any]:
     for item in items:
         right = type(item) is int and 0 <= item < 2**31 if kind is int else type(item) in (int, float)
         if not right or (kind is float and not abs(item) < float("inf")):
-            raise VectorsError(f"{at}: {name}: {str(item)[:40]!r} is no {'layer' if kind is int else 'finite number'}")
+            raise VectorsError(f"{at}: {name}: {quoted(item)} is no {'layer' if kind is int else 'finite number'}")
     if not items:
         raise VectorsError(f"{at}: {name}: is empty")
     return items

@@ -83,12 +83,21 @@ def checked_rows(where: str, name: str, values: NDArray[Any], *, ranks: tuple[in
     if values.ndim not in ranks or 0 in values.shape:
         shapes = " or ".join({1: "[hidden]", 2: "[layers, hidden]"}[rank] for rank in ranks)
         raise VectorsError(f"{where}: {name} has shape {list(values.shape)}; expected {shapes}")
-    with np.errstate(invalid="ignore"):  # a signalling NaN is found below
+    with np.errstate(invalid="ignore", over="ignore"):  # a signalling NaN, and what no float64 holds, is found below
         rows = np.atleast_2d(values).astype(np.float64)
     bad = np.flatnonzero(~(np.abs(rows) <= _LARGEST).all(axis=1))
     if bad.size:
         raise VectorsError(f"{where}: {name} holds NaN, infinite or absurdly large values, first in row {bad[0]}")
     return rows
+
+
+def quoted(value: Any) -> str:
+    """A foreign value as an error quotes it: plain ones by what they are, others by their kind.
+
+    A list that holds another one twice, and that one another, is a few bytes in a file and has no end as a text.
+    """
+    plain = value is None or type(value) in (bool, float, str) or (type(value) is int and abs(value) < 2**64)
+    return repr(str(value)[:60]) if plain else f"a {type(value).__name__}"
 
 
 def remarks(metadata: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from persona_axis._axisfile import CONVENTIONS
 from persona_axis.errors import VectorsError
-from persona_axis.vectors.found import Found, Settled, checked_rows, remarks
+from persona_axis.vectors.found import Found, Settled, checked_rows, quoted, remarks
 
 GGUF_MAGIC = b"GGUF"
 OWN_KEY = "persona_axis.conventions"
@@ -51,8 +51,10 @@ def found_in_gguf(where: str, raw: bytes) -> Found:
     entries = [_entry(walk) for _ in range(walk.count(tensors, 32))]
     alignment = stated.get("general.alignment", 32)
     if type(alignment) is not int or not 0 < alignment <= 2**16:
-        raise VectorsError(f"{where}: general.alignment: {alignment!r} cannot be")
+        raise VectorsError(f"{where}: general.alignment: {quoted(alignment)} cannot be")
     start = -(-walk.at // alignment) * alignment
+    if sum(entry.width * entry.dtype.itemsize for entry in entries) > len(raw):
+        raise VectorsError(f"{where}: its {len(entries)} tensors claim more numbers than the file holds")
     rows = {}
     for entry in entries:
         number = _number(where, entry.name)

@@ -1,7 +1,7 @@
 """Files that torch.save wrote, read without running anything: tensors, numbers and texts, never an object.
 
-The one place of the package that opens a pickle, and only through torch's weights-only loader, which knows no
-other types. What needs more is refused by the name of what it wanted.
+The one place of the package that opens a pickle, and it runs none: `torchpickle` walks through it. What needs more is
+refused by the name of what it wanted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import pickletools
-import re
 import warnings
 import zipfile
 from typing import Any
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from persona_axis.errors import VectorsError
 from persona_axis.vectors.found import Rows, checked_rows
+from persona_axis.vectors.torchpickle import PLAIN, Walk
 
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-_PLAIN = "load it where you trust it, and save its tensors alone"
+_PROGRAM = "/data.pkl"
 
 
 def read_torch(where: str, raw: bytes) -> Any:
@@ -31,21 +30,22 @@ def read_torch(where: str, raw: bytes) -> Any:
         names = f" that wants {', '.join(wanted[:3])}" if wanted else ""
         raise VectorsError(
             f"{where}: is a bare pickle{names}, or was saved by torch before 1.6: it is not read, since a pickle can "
-            f"run anything; {_PLAIN}"
+            f"run anything; {PLAIN}"
         )
-    _require_stored(where, raw)
+    archive = _stored(where, raw)
     try:
+        (program,) = (name for name in archive.namelist() if name.endswith(_PROGRAM))
+        root = program.removesuffix(_PROGRAM)
+        order = archive.read(f"{root}/byteorder") if f"{root}/byteorder" in archive.namelist() else b"little"
+        if order != b"little":
+            raise ValueError("its numbers are not in little-endian order")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    # Damaged bytes leave torch's readers by any kind of exception; all of them mean the same here.
+            warnings.simplefilter("ignore")  # of escapes in a damaged program, and of memory that is read-only
+            return Walk(where, lambda key: archive.read(f"{root}/data/{key}"), len(raw)).value(archive.read(program))
+    except VectorsError:
+        raise
+    # Damaged bytes leave the readers by any kind of exception; all of them mean the same here.
     except Exception as error:
-        wanted = _GLOBAL.findall(str(error))
-        if wanted:
-            raise VectorsError(
-                f"{where}: wants {wanted[0]}, which is more than tensors, numbers and texts: it is not read, since "
-                f"that could run anything; {_PLAIN}"
-            ) from None
         raise VectorsError(f"{where}: damaged, or not written by torch.save: {_first_line(error)}") from None
 
 
@@ -61,16 +61,20 @@ def tensor_rows(where: str, name: str, value: Any, size: int, *, ranks: tuple[in
     return checked_rows(where, name, value.detach().to(torch.float64).numpy(), ranks=ranks)
 
 
-def _require_stored(where: str, raw: bytes) -> None:
-    """torch.save stores without compression; a compressed entry could unpack to any size."""
+def _stored(where: str, raw: bytes) -> zipfile.ZipFile:
+    """The archive. torch.save stores without compression; a compressed entry could unpack to any size."""
     try:
-        entries = zipfile.ZipFile(io.BytesIO(raw)).infolist()
+        archive = zipfile.ZipFile(io.BytesIO(raw))
     # zipfile, too, meets damage with whatever exception its parsing runs into.
     except Exception as error:
         raise VectorsError(f"{where}: truncated or damaged: {_first_line(error)}") from None
+    entries = archive.infolist()
     packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed or sum(entry.file_size for entry in entries) > len(raw):
         raise VectorsError(f"{where}: holds compressed or overlapping entries, which torch.save does not write")
+    if len(archive.NameToInfo) != len(entries):
+        raise VectorsError(f"{where}: holds an entry twice, which torch.save does not write")
+    return archive
 
 
 def _globals_of(raw: bytes) -> list[str]:

@@ -18,7 +18,7 @@ FAMILIES = ("llama", "qwen3", "gemma3_text", "gpt_neox", "olmo2")
 SHAPE = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 2, "head_dim": 32,
     "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 512, "initializer_range": 0.3,
-    "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1,
+    "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1, "tie_word_embeddings": False,
 }  # fmt: skip
 
 
@@ -51,3 +51,27 @@ def environ(cap: Path | str | None, cache: Path, **more: str) -> dict[str, str]:
     if cap is not None:
         kept["PERSONA_AXIS_CAP"] = str(cap)
     return kept | more
+
+
+def troupe_cap(path: Path) -> Path:
+    """A cap for Troupe, from a handful of conversations: a floor halfway between its Assistant and a ghost."""
+    from persona_axis.chat import ChatModel
+    from persona_axis.residual import reading
+
+    chat, layers = ChatModel.load("troupe", dtype="float32"), (2, 3)
+    means: dict[str, torch.Tensor] = {}
+    for name, system in (("default", ""), ("ghost", "You are a ghost who haunts a cold hallway.")):
+        seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+        for question in ("What do you like?", "How are you today?", "Can you help me with a letter?"):
+            asked = [{"role": "user", "content": question}]
+            asked = [{"role": "system", "content": system}, *asked] if system else asked
+            said = [*asked, {"role": "assistant", "content": chat.generate([asked]).texts[0]}]
+            ids, ((start, end),) = chat.encode_turns(said)
+            keep = lambda layer, hidden, a=start, b=end: seen[layer].append(hidden[0, a:b].mean(0))  # noqa: B023, E731
+            with torch.inference_mode(), reading(chat.model, layers, keep):
+                chat.model(input_ids=torch.tensor([ids]))
+        means[name] = torch.stack([torch.stack(seen[layer]).mean(0) for layer in layers])
+    direction = torch.nn.functional.normalize(means["default"] - means["ghost"], dim=1)
+    floor = ((means["default"] * 0.7 + means["ghost"] * 0.3) * direction).sum(1)
+    Cap(direction, layers, floor=floor, facts=chat.facts).save(path)
+    return path

@@ -37,11 +37,11 @@ def test_a_broken_cap_does_not_serve(
 def test_a_graph_compiled_without_the_cap_is_not_served(
     models: Callable[[str], Path], offline: Callable[..., Any], tmp_path: Path
 ) -> None:
-    folder, cache = models("qwen3"), {"VLLM_CACHE_ROOT": str(tmp_path)}
-    # What keeps the graphs apart is said by hand, so that this engine's are found by the next one.
+    folder, told = models("qwen3"), {"VLLM_CACHE_ROOT": str(tmp_path), "BREAK": "stale"}
+    # What keeps the graphs apart is said by hand, so that this engine's graph is found by the next one.
     mark = {"additional_config": {"persona_axis": {"version": __version__, "layers": list(LAYERS)}}}
-    assert not isinstance(offline(folder, None, eager=False, engine=mark, env=cache), str)
-    log = offline(folder, cap_of(folder), eager=False, env=cache)
+    assert not isinstance(offline(folder, None, eager=False, engine=BREAKS | mark, env=told), str)
+    log = offline(folder, cap_of(folder), eager=False, engine=BREAKS, env=told)
     assert isinstance(log, str), "it started"
     assert "A graph traced without the cap was reused" in log, log[-6000:]
 
@@ -49,11 +49,12 @@ def test_a_graph_compiled_without_the_cap_is_not_served(
 def test_a_graph_compiled_without_the_cap_is_not_even_found(
     models: Callable[[str], Path], offline: Callable[..., Any], tmp_path: Path
 ) -> None:
-    folder, cache = models("olmo2"), {"VLLM_CACHE_ROOT": str(tmp_path)}
-    plain = offline(folder, None, eager=False, env=cache)
-    capped = offline(folder, cap_of(folder), eager=False, env=cache)
+    folder, told = models("qwen3"), {"VLLM_CACHE_ROOT": str(tmp_path), "BREAK": "stale"}
+    plain = offline(folder, None, eager=False, engine=BREAKS, env=told)
+    capped = offline(folder, cap_of(folder), eager=False, engine=BREAKS, env=told)
     assert not isinstance(capped, str), capped[-4000:]
-    assert capped["first"] != plain["first"]
+    assert capped["first"] != plain["first"] and capped["without"] == plain["first"]
+    assert len(list((tmp_path / "torch_compile_cache" / "torch_aot_compile").iterdir())) == 2
 
 
 def test_caps_that_no_server_can_use(

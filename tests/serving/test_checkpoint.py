@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from persona_axis.cap import Cap
 from persona_axis.errors import AxisMismatchError, ModelError
 from persona_axis.fingerprint import model_facts, template_sha256
-from persona_axis.serving._checkpoint import require_same_checkpoint
+from persona_axis.serving._checkpoint import Checkpoint
 
 Made = tuple[Path, Cap]
 
@@ -37,7 +37,7 @@ def saved(tmp_path: Path, new_model: Callable[..., Any]) -> Callable[..., Made]:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma2"])
 def test_the_checkpoint_of_the_cap_passes(family: str, saved: Callable[..., Made]) -> None:
     folder, cap = saved(family)
-    require_same_checkpoint(cap, str(folder))
+    Checkpoint.read(str(folder)).require(cap)
 
 
 def test_a_sharded_checkpoint_and_one_without_its_prefix(saved: Callable[..., Made]) -> None:
@@ -50,7 +50,7 @@ def test_a_sharded_checkpoint_and_one_without_its_prefix(saved: Callable[..., Ma
         save_file({name.removeprefix("model."): held[name] for name in part}, folder / file)
     index = {name.removeprefix("model."): file for file, part in parts.items() for name in part}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    require_same_checkpoint(cap, str(folder))
+    Checkpoint.read(str(folder)).require(cap)
 
 
 def test_other_weights_are_another_model_unless_they_are_allowed(saved: Callable[..., Made]) -> None:
@@ -58,21 +58,21 @@ def test_other_weights_are_another_model_unless_they_are_allowed(saved: Callable
     held = load_file(folder / "model.safetensors")
     save_file({name: value + 1 for name, value in held.items()}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(AxisMismatchError, match="weights fingerprint"):
-        require_same_checkpoint(cap, str(folder))
-    require_same_checkpoint(cap, str(folder), allow=("weights",))
+        Checkpoint.read(str(folder)).require(cap)
+    Checkpoint.read(str(folder)).require(cap, ("weights",))
 
 
 def test_another_chat_template_is_told(saved: Callable[..., Made]) -> None:
     folder, cap = saved(chat_template_sha256="0" * 64)
     with pytest.raises(AxisMismatchError, match="chat template"):
-        require_same_checkpoint(cap, str(folder))
+        Checkpoint.read(str(folder)).require(cap)
 
 
 def test_a_hand_made_cap_has_only_its_width_to_compare(saved: Callable[..., Made]) -> None:
     folder, cap = saved()
-    require_same_checkpoint(Cap(cap.direction, [1], floor=0.0), str(folder))
+    Checkpoint.read(str(folder)).require(Cap(cap.direction, [1], floor=0.0))
     with pytest.raises(AxisMismatchError, match="width 7"):
-        require_same_checkpoint(Cap(torch.eye(1, 7), [1], floor=0.0), str(folder))
+        Checkpoint.read(str(folder)).require(Cap(torch.eye(1, 7), [1], floor=0.0))
 
 
 def test_weights_that_cannot_be_compared_are_not_taken_for_the_same(saved: Callable[..., Made]) -> None:
@@ -80,13 +80,12 @@ def test_weights_that_cannot_be_compared_are_not_taken_for_the_same(saved: Calla
     held = load_file(folder / "model.safetensors")
     save_file({f"renamed.{name}": value for name, value in held.items()}, folder / "model.safetensors")
     with pytest.raises(ModelError, match="cannot be compared"):
-        require_same_checkpoint(cap, str(folder))
+        Checkpoint.read(str(folder)).require(cap)
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="only safetensors"):
-        require_same_checkpoint(cap, str(folder))
+        Checkpoint.read(str(folder)).require(cap)
 
 
-def test_a_name_that_is_nowhere(saved: Callable[..., Made]) -> None:
-    _, cap = saved()
+def test_a_name_that_is_nowhere() -> None:
     with pytest.raises(ModelError, match="neither a folder nor in the hub's local cache"):
-        require_same_checkpoint(cap, "nobody/nothing")
+        Checkpoint.read("nobody/nothing")

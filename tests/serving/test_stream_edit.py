@@ -49,7 +49,7 @@ def test_it_keeps_what_it_saw_of_this_run_and_no_more() -> None:
     hidden, residual = rows(3), rows(4)
     held(hidden, residual)
     assert torch.allclose(held.seen[:10], (hidden + residual) @ DIRECTION, atol=1e-5)
-    held(hidden[:2])
+    held(hidden[None, :2])  # as engines have it that carry transformers' own layers
     assert torch.allclose(held.seen[:2], hidden[:2] @ DIRECTION, atol=1e-5)
 
 
