@@ -76,3 +76,7 @@ class CapabilityError(PersonaAxisError):
 
 class CalibrationError(PersonaAxisError):
     """A calibration cannot be set up, or found no setting that keeps its bound."""
+
+
+class ServeError(PersonaAxisError):
+    """A server cannot start, or cannot go on: which setting or part, and what to do about it."""

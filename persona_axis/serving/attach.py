@@ -90,6 +90,12 @@ class Attached:
         with self._lock:
             return [row for held in self._held.values() for row in held.figures.read()]
 
+    def clear(self) -> None:
+        """Start the figures again from nothing."""
+        with self._lock:
+            for held in self._held.values():
+                held.figures.clear()
+
     def detach(self) -> None:
         """Let go of the model; a run that is on ends as it may. Calling it again changes nothing."""
         self.attached = False

@@ -1,0 +1,460 @@
+"""The server of `persona-axis serve`, for real: uvicorn on the loopback, asked by the official client."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import chat_factory
+import pytest
+import torch
+from test_drift import axis_for
+
+from persona_axis import Axis, Cap
+from persona_axis._speaking import speak
+from persona_axis._terminal import run
+from persona_axis.chat import ChatModel
+from persona_axis.cli import app as cli
+from persona_axis.errors import CapError, ServeError
+from persona_axis.sampling import Sampling
+
+httpx = pytest.importorskip("httpx")
+openai = pytest.importorskip("openai")
+uvicorn = pytest.importorskip("uvicorn")
+parser = pytest.importorskip("prometheus_client.parser")
+
+from persona_axis.serving._app import Limits, app_of  # noqa: E402
+from persona_axis.serving._engine import Engine  # noqa: E402
+from persona_axis.serving._wire import Text  # noqa: E402
+from persona_axis.serving.attach import attach  # noqa: E402
+from persona_axis.serving.serve import Where, require_packages, serve  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = "what is rain ? how do you sleep ? the old bread is dark . be new ! "
+ASKED = [{"role": "user", "content": "what is rain ?"}]
+
+
+def texts(count: int) -> list[str]:
+    words = LONG.split()
+    return [" ".join(words[i % 7 : i % 7 + 2 + i % 11]) for i in range(count)]
+
+
+class Up:
+    """A server in a thread of this process."""
+
+    def __init__(self, chat: ChatModel, cap: Cap | None, axis: Axis | None = None, *, key: str | None = None,
+                 limits: Limits = Limits(), longest_reply: int = 24) -> None:  # noqa: B008  # fmt: skip
+        from persona_axis._meter import Ruler
+
+        self.handle = None if cap is None else attach(chat.model, cap, template=chat.template.source)
+        ruler = None if axis is None else Ruler.of(axis, [] if cap is None else [cap])
+        self.engine = Engine(chat, self.handle, ruler, longest_prompt=48, longest_reply=longest_reply)
+        self.app = app_of(self.engine, "tiny", limits, key)
+        config = uvicorn.Config(self.app, port=0, log_level="error", timeout_graceful_shutdown=5)
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with contextlib.suppress(SystemExit):
+            self.server.run()
+
+    def __enter__(self) -> Up:
+        self.thread.start()
+        while not self.server.started:
+            assert self.thread.is_alive(), self.app.state.failure
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+        if self.handle is not None:
+            self.handle.detach()
+
+    def client(self, key: str = "none") -> Any:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=30)
+
+    def post(self, body: Any = None, raw: bytes | None = None, **headers: str) -> Any:
+        data = json.dumps({"messages": ASKED, "max_tokens": 4, **(body or {})}).encode() if raw is None else raw
+        return httpx.post(f"{self.url}/v1/chat/completions", content=data, timeout=30,
+                          headers={"content-type": "application/json", **headers})  # fmt: skip
+
+    def metrics(self) -> dict[tuple[str, ...], float]:
+        text = httpx.get(f"{self.url}/metrics").text
+        return {
+            (sample.name, *(v for k, v in sorted(sample.labels.items()) if k != "percentile")): sample.value
+            for family in parser.text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def running(self) -> float:
+        return self.metrics()["persona_axis_requests_running",]
+
+
+@pytest.fixture(scope="module")
+def chat() -> ChatModel:
+    return chat_factory.chat()
+
+
+@pytest.fixture(scope="module")
+def axis(chat: ChatModel) -> Axis:
+    return axis_for(chat)
+
+
+@pytest.fixture(scope="module")
+def cap(chat: ChatModel, axis: Axis) -> Cap:
+    return axis.cap(layers=[0], floor=1.5)
+
+
+@pytest.fixture(scope="module")
+def up(chat: ChatModel, cap: Cap, axis: Axis) -> Iterator[Up]:
+    with Up(chat, cap, axis) as server:
+        yield server
+
+
+def replied(chat: ChatModel, cap: Cap | None, text: str, tokens: int = 12) -> str:
+    """What the model says without a server."""
+    messages = [{"role": "user", "content": text}]
+    with chat.under(cap):
+        return chat.generate([messages], Sampling(0.0, 1.0, tokens)).texts[0]
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    for _ in range(100):
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+class TestReplies:
+    def test_many_at_once_each_as_alone_under_the_cap(self, up: Up, chat: ChatModel, cap: Cap) -> None:
+        asked, client = texts(24), up.client()
+
+        def ask(number: int) -> str:
+            how = {"model": "tiny", "temperature": 0, "max_tokens": 12}
+            messages = [{"role": "user", "content": asked[number]}]
+            if number % 2:
+                return client.chat.completions.create(messages=messages, **how).choices[0].message.content
+            chunks = client.chat.completions.create(messages=messages, stream=True, **how)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+        before = up.metrics()
+        with ThreadPoolExecutor(12) as pool:
+            found = list(pool.map(ask, range(len(asked))))
+        after = up.metrics()
+        # The model is attached here: `Cap.on` on a copy of it is the reference.
+        other = chat_factory.chat()
+        wanted = [replied(other, cap, text) for text in asked]
+        assert found == wanted
+        assert found != [replied(other, None, text) for text in asked]
+        new = {key: after[key] - before.get(key, 0) for key in after}
+        assert new["persona_axis_requests_total", "200"] == 24
+        assert new["persona_axis_request_seconds_count",] == new["persona_axis_first_token_seconds_count",] == 24
+        assert new["persona_axis_prompt_tokens_total",] == sum(
+            len(other.encode([{"role": "user", "content": text}])) for text in asked
+        )
+        assert new["persona_axis_capped_tokens_total", "0"] > 0
+        assert after["persona_axis_requests_running",] == 0
+
+    def test_a_seed_is_the_same_as_without_a_server(self, up: Up, cap: Cap) -> None:
+        other, client = chat_factory.chat(), up.client()
+        with other.under(cap):
+            wanted = [other.generate([ASKED], Sampling(1.3, 0.9, 12), seed).texts[0] for seed in range(4)]
+        how = {"model": "tiny", "temperature": 1.3, "top_p": 0.9, "max_tokens": 12}
+
+        def ask(seed: int) -> str:
+            return client.chat.completions.create(messages=ASKED, seed=seed, **how).choices[0].message.content
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(ask, range(4))) == wanted
+        assert len(set(wanted)) > 1
+
+    def test_projection_and_percentile_are_those_of_the_reply(self, up: Up, cap: Cap, axis: Axis) -> None:
+        other, client = chat_factory.chat(), up.client()
+        layer = up.engine.ruler.layer
+        assert layer != 0  # the cap edits there
+        how = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 9}
+        direction = {layer: axis.direction[axis.row(layer)]}
+        spoken = speak(other, [other.encode(ASKED)], Sampling(0.0, 1.0, 9), 0, directions=direction, lever=cap)
+        wanted = spoken.projections[layer][0]
+        whole = client.chat.completions.create(**how, extra_body={"persona_axis": {"projection": True}})
+        header = {"X-Persona-Axis": "projection"}
+        stream = list(client.chat.completions.create(**how, stream=True, extra_headers=header))
+        for told in (whole.persona_axis, stream[-1].persona_axis):
+            assert told["layer"] == layer
+            assert told["projection"] == pytest.approx(wanted, abs=1e-4)
+            assert told["percentile"] == pytest.approx(up.engine.ruler.percentile(wanted), abs=0.5)
+        assert not hasattr(client.chat.completions.create(**how), "persona_axis")
+
+    def test_stop_usage_and_how_it_ended(self, up: Up) -> None:
+        client = up.client()
+        how = {"model": "tiny", "messages": ASKED, "temperature": 0}
+        whole = client.chat.completions.create(**how, max_tokens=10)
+        words = whole.choices[0].message.content.split()
+        assert (whole.choices[0].finish_reason, whole.usage.completion_tokens) == ("length", 10) and len(words) == 10
+        cut = client.chat.completions.create(**how, max_tokens=10, stop=[f" {words[4]}"])
+        first = words.index(words[4])
+        assert cut.choices[0].message.content == " ".join(words[:first])
+        assert (cut.choices[0].finish_reason, cut.usage.completion_tokens) == ("stop", first)
+        chunks = list(client.chat.completions.create(**how, max_completion_tokens=10, stream=True, stop=f" {words[4]}",
+                                                     stream_options={"include_usage": True}))  # fmt: skip
+        assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == " ".join(words[:first])
+        assert chunks[0].choices[0].delta.role == "assistant" and chunks[-2].choices[0].finish_reason == "stop"
+        assert chunks[-1].usage.completion_tokens == first and chunks[-1].choices == []
+
+    def test_logprobs_are_the_capped_model_s(self, up: Up, cap: Cap) -> None:
+        other = chat_factory.chat()
+        how = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 6}
+        how |= {"logprobs": True, "top_logprobs": 3}
+        rows = up.client().chat.completions.create(**how).choices[0].logprobs.content
+        prompt = other.encode(ASKED)
+        with other.under(cap):
+            ids = other.generate_ids([prompt], Sampling(0.0, 1.0, 6), 0)[0]
+            with torch.no_grad():
+                out = other.model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert [row.token for row in rows] == [other.tokenizer.decode([i]) for i in ids]
+        for row, logprobs, token in zip(rows, out, ids, strict=True):
+            assert row.logprob == pytest.approx(logprobs[token].item(), abs=1e-3)
+            assert [t.logprob for t in row.top_logprobs] == pytest.approx(logprobs.topk(3).values.tolist(), abs=1e-3)
+        chunks = list(up.client().chat.completions.create(**how, stream=True))
+        streamed = [row for c in chunks if c.choices[0].logprobs for row in c.choices[0].logprobs.content]
+        assert [row.token for row in streamed] == [row.token for row in rows]
+
+    def test_parts_of_text_and_developers_are_taken(self, up: Up, cap: Cap) -> None:
+        parts = [{"type": "text", "text": "what is "}, {"type": "text", "text": "rain ?"}]
+        messages = [{"role": "developer", "content": "be old ."}, {"role": "user", "content": parts}]
+        answer = up.post({"messages": messages, "temperature": 0, "user": "me"}).json()
+        found = answer["choices"][0]["message"]["content"]
+        other = chat_factory.chat()
+        said = [{"role": "system", "content": "be old ."}, *ASKED]
+        with other.under(cap):
+            assert found == other.generate([said], Sampling(0.0, 1.0, 4)).texts[0]
+
+    def test_models_and_health(self, up: Up) -> None:
+        assert [model.id for model in up.client().models.list()] == ["tiny"]
+        assert httpx.get(f"{up.url}/health").json() == {"status": "ok"}
+
+
+class TestRefused:
+    @pytest.mark.parametrize(("body", "status", "told"), [
+        ({"n": 2}, 400, "n: this server knows only 1"),
+        ({"messages": []}, 400, "at least one message"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, r"messages\[0\].*role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "parts of type text"),
+        ({"messages": [{"role": "user", "content": LONG * 9}]}, 400, r"messages are \d{3} tokens.*at most 48"),
+        ({"max_tokens": 25}, 400, "25 is more than this server's 24"),
+        ({"max_tokens": 0}, 400, "not at least 1"),
+        ({"max_tokens": True}, 400, "max_tokens: expected a whole number, found true"),
+        ({"temperature": -1}, 400, "temperature: expected a number from 0 to 2, found -1"),
+        ({"temperature": "hot"}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"seed": "x"}, 400, "seed"),
+        ({"stop": ["a"] * 5}, 400, "one to four"),
+        ({"stop": ""}, 400, "not empty"),
+        ({"top_logprobs": 3}, 400, "together with logprobs"),
+        ({"presence_penalty": 1}, 400, "presence_penalty: this server knows only 0"),
+        ({"tools": [{}]}, 400, "tools"),
+        ({"cap": "none"}, 400, "cap: this server does not know the field"),
+        ({"persona_axis": {"cap": None}}, 400, "the cap is the server's"),
+        ({"persona_axis": {"projection": 1}}, 400, "true or false"),
+        ({"model": "another"}, 404, "serves 'tiny', not 'another'"),
+    ])  # fmt: skip
+    def test_with_its_reason(self, up: Up, body: dict[str, Any], status: int, told: str) -> None:
+        answer = up.post(body)
+        assert answer.status_code == status
+        error = answer.json()["error"]
+        assert re.search(told, error["message"]) and error["type"] == "invalid_request_error"
+
+    @pytest.mark.parametrize(("raw", "headers", "status"), [
+        (b"{", {}, 400), (b"", {}, 400), (b"[]", {}, 400), (b"\xff\xfe", {}, 400), (b"[" * 100_000, {}, 400),
+        (b"{}", {"content-type": "text/plain"}, 415), (b" " * (1 << 20) + b"{}", {}, 413),
+        (b"{}", {"x-persona-axis": "cap"}, 400), (b"{}", {"host": "evil.example"}, 403),
+    ])  # fmt: skip
+    def test_bodies_that_are_none(self, up: Up, raw: bytes, headers: dict[str, str], status: int) -> None:
+        answer = up.post(raw=raw, **headers)
+        assert answer.status_code == status and answer.json()["error"]["message"]
+
+    def test_paths_and_methods(self, up: Up) -> None:
+        for method, path, status in (("GET", "/v1/chat/completions", 405), ("GET", "/load_model", 404)):
+            answer = httpx.request(method, up.url + path)
+            assert answer.status_code == status and "error" in answer.json()
+
+    def test_it_goes_on_afterwards(self, up: Up) -> None:
+        assert up.post().status_code == 200 and up.running() == 0
+
+
+class TestLimits:
+    def test_keys_places_and_time(self, chat: ChatModel) -> None:
+        """A server of its own, slow on purpose: its one place, its key, its clock, and who leaves early."""
+        hold = threading.Event()
+        hold.set()
+        slow = chat_factory.chat()
+        slow.model.register_forward_pre_hook(lambda *_: (hold.wait(20), None)[1])
+        with Up(slow, None, key="secret", limits=Limits(requests=1, seconds=1.0)) as up:
+            key = {"authorization": "Bearer secret"}
+            for wrong in ({}, {"authorization": "Bearer secre"}, {"authorization": "secret"}):
+                assert up.post(**wrong).status_code == 401
+                assert httpx.get(f"{up.url}/metrics", headers=wrong).status_code == 401
+            assert httpx.get(f"{up.url}/health").status_code == 200
+            with pytest.raises(openai.AuthenticationError):
+                up.client("wrong").models.list()
+            refused = up.post({"persona_axis": {"projection": True}}, **key)
+            assert refused.status_code == 400 and "--axis" in refused.json()["error"]["message"]
+            assert up.post(**key).status_code == 200
+
+            def running() -> bool:
+                return "requests_running 1" in httpx.get(f"{up.url}/metrics", headers=key).text
+
+            def slots() -> bool:
+                return not up.engine.draws.slots and not up.engine._manager.output_router.result_handlers
+
+            hold.clear()
+            with ThreadPoolExecutor(1) as pool:
+                late = pool.submit(up.post, **key)
+                assert eventually(running)
+                full = up.post(**key)
+                assert full.status_code == 429 and full.headers["retry-after"] == "1"
+                answer = late.result()
+            assert answer.status_code == 504 and "after 1 seconds" in answer.json()["error"]["message"]
+            hold.set()
+            assert eventually(slots) and not running()
+            hold.clear()
+            cut = up.post({"stream": True}, **key)
+            hold.set()
+            assert '"code": "timeout"' in cut.text and cut.text.endswith("data: [DONE]\n\n")
+            hold.clear()
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            head += "authorization: Bearer secret\r\n"
+            for stream in (False, True):
+                body = json.dumps({"messages": ASKED, "stream": stream})
+                left = socket.create_connection(("127.0.0.1", int(up.url.rsplit(":", 1)[1])))
+                left.sendall(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+                assert eventually(running)
+                left.close()
+                if not stream:
+                    assert eventually(lambda: not running())
+            hold.set()
+            assert eventually(lambda: not running()) and eventually(slots)
+            counted = httpx.get(f"{up.url}/metrics", headers=key).text
+            assert 'ended="499"} 1' in counted and 'ended="gone"} 1' in counted and 'ended="cut"} 1' in counted
+            assert up.post(**key).status_code == 200
+
+    def test_an_engine_that_fails_answers_nothing_more(self) -> None:
+        broken = chat_factory.chat()
+        armed = threading.Event()
+
+        def fail(*_: Any) -> None:
+            if armed.is_set():
+                raise CapError("broken on purpose")
+
+        broken.model.register_forward_pre_hook(fail)
+        with Up(broken, None) as up:
+            armed.set()
+            assert up.post().status_code == 503
+            assert eventually(lambda: httpx.get(f"{up.url}/health").status_code == 503)
+            armed.clear()
+            assert up.post().status_code == 503
+
+    def test_a_cap_that_does_not_act_in_the_engine_is_no_start(self, chat: ChatModel, cap: Cap) -> None:
+        other = chat_factory.chat()
+        server = Up(other, cap)
+        assert server.handle is not None
+        server.handle.detach()
+        with pytest.raises(AssertionError, match="saw, by layer"):
+            server.__enter__()
+
+    def test_where(self) -> None:
+        for host in ("127.0.0.1", "localhost", "::1", "127.1.2.3"):
+            Where(host)
+        for host in ("0.0.0.0", "::", "example.org", "10.0.0.1"):
+            with pytest.raises(ServeError, match=f"{host} can be reached.*--api-key"):
+                Where(host)
+            Where(host, key="k")
+        with pytest.raises(ServeError, match="empty"):
+            Where(key=" ")
+        assert "secret" not in repr(Where(key="secret"))
+
+    def test_packages_that_are_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "uvicorn", None)
+        with pytest.raises(ServeError, match=r'pip install "persona-axis\[serve\]"'):
+            require_packages()
+
+
+@pytest.mark.parametrize(("pieces", "stops", "shown"), [
+    (["ab", "c", "d"], [], ["ab", "c", "d"]),
+    (["ab", "xy", "z"], ["xyz"], ["ab", "", ""]),
+    (["ab", "xy", "q"], ["xyz"], ["ab", "", "xyq"]),
+    (["a", "bEN", "Dc"], ["END"], ["a", "b", ""]),
+    (["a�", "b"], [], ["a", "�b"]),
+])  # fmt: skip
+def test_what_of_a_text_can_be_shown(pieces: list[str], stops: list[str], shown: list[str]) -> None:
+    text = Text(lambda ids: "".join(pieces[i] for i in ids), [99], stops)
+    assert [text.add([i], 10) for i in range(len(pieces))] == shown
+    assert "".join(shown) + text.rest() == text.text
+
+
+class TestCommand:
+    def test_a_server_is_drained_on_sigterm(self, tmp_path: Path, chat: ChatModel, cap: Cap) -> None:
+        model, file = tmp_path / "tiny", tmp_path / "cap.safetensors"
+        chat_factory.llama().save_pretrained(model)
+        chat_factory.tokenizer().save_pretrained(model)
+        cap.save(file)
+        command = [sys.executable, "-m", "persona_axis.cli", "serve", model, "--cap", file, "--port", "0"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=env) as process:
+            try:
+                assert process.stderr is not None
+                found = None
+                for line in process.stderr:
+                    if found := re.search(r"serving on (http://127.0.0.1:\d+)/v1", line):
+                        break
+                assert found is not None
+                body = {"messages": ASKED, "stream": True, "temperature": 0, "max_tokens": 200}
+                with httpx.stream("POST", f"{found[1]}/v1/chat/completions", json=body, timeout=60) as answer:
+                    assert answer.status_code == 200
+                    lines = answer.iter_lines()
+                    next(lines)
+                    process.send_signal(signal.SIGTERM)
+                    rest = [line for line in lines if line]
+                assert rest[-1] == "data: [DONE]" and '"finish_reason": "' in rest[-2]
+                with pytest.raises(httpx.ConnectError):
+                    httpx.get(f"{found[1]}/health")
+                assert process.wait(20) == 0
+            finally:
+                process.kill()
+
+    def test_a_port_that_is_taken(self, chat: ChatModel, capfd: pytest.CaptureFixture[str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(ServeError, match=f"cannot listen on 127.0.0.1:{port}"):
+                serve(chat_factory.chat(), None, where=Where(port=port), longest_prompt=32, longest_reply=8)
+
+    def test_an_engine_that_cannot_start(self, cap: Cap, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("persona_axis.serving.attach.Attached.stats", lambda _: [])
+        with pytest.raises(ServeError, match="the cap saw, by layer, {}: not served"):
+            serve(chat_factory.chat(), cap, where=Where(port=0), longest_prompt=32, longest_reply=8)
+
+    def test_what_is_refused_before_a_model_is_loaded(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for args, told in (
+            (["serve"], "--cap FILE, or say --without-cap"),
+            (["serve", "--cap", "x", "--without-cap"], "--cap FILE, or say"),
+            (["serve", "--without-cap", "--layer", "1"], "--axis"),
+            (["serve", "--without-cap", "--host", "0.0.0.0"], "give --api-key"),
+            (["serve", "--cap", "nowhere.safetensors"], "nowhere.safetensors"),
+        ):
+            assert run(cli, args, name="persona-axis") != 0
+            assert told in " ".join(capsys.readouterr().err.split())
