@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from persona_axis._options import layers, load_model, loading_options, slug
+from persona_axis._options import layers, load_model, loading_options, refuse_overwriting, slug
 from persona_axis._terminal import debuggable
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ def import_(file: Path, model: str, revision: str | None, dtype: str, device_map
     if experiment and not is_cap:
         raise click.UsageError(f"--experiment goes with a capping configuration, which {file} is not")
     path = out or Path(f"{slug(model)}-{'cap' if is_cap else 'axis'}.safetensors")
-    if path.resolve() == file.resolve():
-        raise click.UsageError(f"{path} would be written over the file it is made from: name another --out")
+    refuse_overwriting({"FILE": file, "--check": check, "--default": default}, {"--out": path})
+    if any(path.resolve().parent == given.resolve() for given in (file, check) if given is not None):
+        raise click.UsageError(f"{path} lies in a directory that is read: name another --out")
     said = Said(sign, rows, at)
     toward = None
     if config_only:

@@ -119,6 +119,8 @@ def _value_problem(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
             "places": np.abs(arrays["places"][i][0].astype(np.float64) - arrays["places"][i][1] - length)
             / np.maximum(np.abs(arrays["places"][i]).max(axis=0), length),
         }
+        if not (arrays["places"][i][0] > arrays["places"][i][1]).all():
+            return f"places: trait {name!r}: its positive pole must lie above its negative one at every layer"
         for field, off in wrong.items():
             if off.max() > _TOLERANCE:
                 layer = arrays["layers"][int(np.argmax(off))]

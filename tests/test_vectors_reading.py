@@ -403,3 +403,9 @@ def test_reading_plain_forms_needs_no_torch(tmp_path):
     code += "; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_a_negated_view_is_not_read_as_what_it_is_stored_as(tmp_path):
+    torch.save(torch._neg_view(torch.ones(2, 3)), tmp_path / "neg.pt")
+    with pytest.raises(VectorsError, match="negated or conjugated"):
+        read(tmp_path / "neg.pt")

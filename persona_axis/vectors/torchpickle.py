@@ -172,8 +172,10 @@ class Walk:
             case Name(name="torch._utils._rebuild_parameter"), (Tensor() as tensor, bool(), dict()):
                 return tensor
             case Name(name="torch._utils._rebuild_tensor_v2"), (
-                _Storage(numbers=numbers), offset, tuple() as sides, tuple() as steps, bool(), dict(), *_
+                _Storage(numbers=numbers), offset, tuple() as sides, tuple() as steps, bool(), dict(), *more
             ):  # fmt: skip
+                if any(more):  # torch says here that the numbers are the negatives or conjugates of what is stored
+                    raise VectorsError(f"{self.where}: holds a negated or conjugated view: save a clone of it")
                 return self._strided(numbers, offset, sides, steps)
         raise ValueError("calls what can't be called, or not so")
 
