@@ -1,4 +1,4 @@
-"""The command `serve`. Imports are local to it, as in cli.py."""
+"""The commands `serve` and `sglang`. Imports are local to them, as in cli.py."""
 
 from __future__ import annotations
 
@@ -62,3 +62,18 @@ def serve(model: str, revision: str | None, dtype: str, device_map: str | None, 
     chat = load_model(model, revision, dtype, device_map, stack)
     run(chat, held, axis=ruled, layer=layer, allow=allow, longest_prompt=max_prompt_tokens, longest_reply=max_tokens,
         limits=Limits(max_requests, max_body, timeout), where=where)  # fmt: skip
+
+
+@click.command(short_help="Print the forward hooks that hold a cap inside SGLang.")
+@click.argument("cap", type=click.Path(path_type=Path))
+@click.option("--stack", default="model.layers", show_default=True, metavar="NAME",
+              help="Where SGLang's model keeps its layers.")  # fmt: skip
+@debuggable
+def sglang(cap: Path, stack: str) -> None:
+    """Print the JSON for SGLang's --forward-hooks that puts the cap file CAP on its layers.
+
+    It was not run on an SGLang server: compare a few greedy replies with `Cap.on` before you rely on it.
+    """
+    from persona_axis.serving.sglang import specification
+
+    click.echo(specification(cap, stack))
