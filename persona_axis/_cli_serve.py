@@ -55,7 +55,7 @@ def serve(model: str, revision: str | None, dtype: str, device_map: str | None, 
 
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
-    from persona_axis.serving._app import Limits
+    from persona_axis.serving._answer import Limits
 
     held = None if cap is None else Cap.load(cap)
     ruled = None if axis is None else Axis.load(axis)

@@ -7,22 +7,20 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from persona_axis.errors import ConversationError, ModelError, ServeError
-from persona_axis.serving._counters import Counters
-from persona_axis.serving._engine import Ask, Engine, Reply
-from persona_axis.serving._wire import Refused, Replies, Text, Wanted, wanted
+from persona_axis.serving._answer import Answer, Desk, Limits, Stream
+from persona_axis.serving._engine import Ask, Engine
+from persona_axis.serving._wire import Refused, Wanted, wanted
 from persona_axis.serving.figures import as_json, prometheus
 
 log = logging.getLogger("persona_axis.serving")
@@ -31,21 +29,9 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one server takes on."""
-
-    requests: int = 64
-    """Waiting or being answered at once; more are told to come back."""
-    body: int = 1 << 20
-    """Bytes of a request."""
-    seconds: float = 300.0
-    """From a request to the end of its answer."""
-
-
 def app_of(engine: Engine, model: str, limits: Limits, key: str | None) -> Starlette:
     """The application. It starts the engine and stops it."""
-    server = _Server(engine, model, limits, key)
+    server = _Server(Desk(engine, model, limits), key)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -74,9 +60,9 @@ def app_of(engine: Engine, model: str, limits: Limits, key: str | None) -> Starl
 
 
 class _Server:
-    def __init__(self, engine: Engine, model: str, limits: Limits, key: str | None) -> None:
-        self.engine, self.model, self.limits, self.key = engine, model, limits, key
-        self.counters = Counters()
+    def __init__(self, desk: Desk, key: str | None) -> None:
+        self.desk, self.key = desk, key
+        self.engine, self.model, self.limits, self.counters = desk.engine, desk.model, desk.limits, desk.counters
         self.started = int(time.time())
 
     def guarded(self, endpoint: Endpoint) -> Endpoint:
@@ -93,7 +79,7 @@ class _Server:
             except ServeError as error:
                 log.error("persona-axis: %s", error)
                 response = JSONResponse(Refused(503, str(error)).body, 503)
-            if counted and not isinstance(response, _Stream):
+            if counted and not isinstance(response, Stream):
                 self.counters.requests[str(response.status_code)] += 1
             return response
 
@@ -125,17 +111,17 @@ class _Server:
         streams = False
         try:
             asked = wanted(await self._body(request), self.model, request.headers.get("x-persona-axis"))
-            answer = _Answer(self, asked, self._ask(asked), began)
+            answer = Answer(self.desk, asked, self._ask(asked), began)
             if asked.stream:
                 answer.begin()
                 streams = True
-                return _Stream(answer)
+                return Stream(answer)
             return await self._whole(request, answer)
         finally:
             if not streams:
                 self.counters.running -= 1
 
-    async def _whole(self, request: Request, answer: _Answer) -> Response:
+    async def _whole(self, request: Request, answer: Answer) -> Response:
         answer.begin()
         task = asyncio.ensure_future(answer.whole())
         gone = asyncio.ensure_future(_disconnected(request))
@@ -197,130 +183,6 @@ class _Server:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"the body is not JSON: {error}") from error
-
-
-class _Answer:
-    """One reply on its way: the engine's tokens turned into text."""
-
-    def __init__(self, server: _Server, asked: Wanted, ask: Ask, began: float) -> None:
-        self.server, self.asked, self.ask, self.began = server, asked, ask, began
-        chat = server.engine.chat
-        self.text = Text(lambda ids: chat.decode([ids])[0], chat.stop_ids, asked.stop)
-        self.replies = Replies(server.model, lambda token: str(chat.tokenizer.decode([token])))
-        self.reply: Reply | None = None
-        self._told = 0
-
-    def begin(self) -> None:
-        """Hand it to the engine; from then on it has to be closed."""
-        self.reply = self.server.engine.ask(self.ask)
-
-    def close(self) -> None:
-        """Let the engine forget it."""
-        if self.reply is not None:
-            self.reply.close()
-
-    def seconds_left(self) -> float:
-        """Until the answer has to be finished."""
-        return max(self.server.limits.seconds - (time.monotonic() - self.began), 0.0)
-
-    async def whole(self) -> dict[str, Any]:
-        """The reply that is not streamed."""
-        async for _ in self._pieces():
-            pass
-        return self.replies.whole(self.text.text, self._ended(), self._usage(), self._likely(0), self._extra())
-
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
-        """The pieces of a reply that is streamed."""
-        yield self.replies.chunk("", first=True)
-        async for piece in self._pieces():
-            likely = self._likely(self._told)
-            self._told = len(self.text.ids)
-            if piece or likely:
-                yield self.replies.chunk(piece, likely=likely)
-        yield self.replies.chunk("", ended=self._ended(), extra=self._extra())
-        if self.asked.with_usage:
-            yield self.replies.usage_chunk(self._usage())
-
-    async def _pieces(self) -> AsyncIterator[str]:
-        assert self.reply is not None
-        counters, first = self.server.counters, True
-        async for new in self.reply.tokens():
-            if first:
-                counters.first.add(time.monotonic() - self.began)
-                first = False
-            yield self.text.add(new, self.ask.max_tokens)
-            if self.text.stopped:
-                break
-        yield self.text.rest()
-        self.reply.close()
-        counters.whole.add(time.monotonic() - self.began)
-        counters.prompt_tokens += len(self.ask.prompt)
-        counters.reply_tokens += len(self.text.ids)
-
-    def _ended(self) -> str:
-        return "stop" if self.text.stopped else "length"
-
-    def _usage(self) -> tuple[int, int]:
-        return len(self.ask.prompt), len(self.text.ids)
-
-    def _likely(self, since: int) -> Any:
-        assert self.reply is not None
-        return None if self.ask.top_logprobs is None else self.reply.slot.likely[since : len(self.text.ids)]
-
-    def _extra(self) -> dict[str, Any]:
-        if not self.ask.projection:
-            return {}
-        ruler = self.server.engine.ruler
-        assert self.reply is not None and ruler is not None
-        value = self.reply.projection(len(self.text.ids))
-        told = None if value is None or not ruler.knows("default") else ruler.percentile(value)
-        return {"persona_axis": {"layer": ruler.layer, "projection": value, "percentile": told}}
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events; however it ends, its place is free again."""
-
-    def __init__(self, answer: _Answer) -> None:
-        super().__init__(self._events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self.answer = answer
-        self.ended = "gone"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._place():
-            try:
-                # A little longer than the events take care of themselves: for who does not read what is sent.
-                async with asyncio.timeout(self.answer.seconds_left() + 5):
-                    await super().__call__(scope, receive, send)
-            except TimeoutError:
-                self.ended = "cut"
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        counters = self.answer.server.counters
-        try:
-            yield
-        finally:
-            self.answer.close()
-            counters.running -= 1
-            counters.requests[self.ended] += 1
-
-    async def _events(self) -> AsyncIterator[str]:
-        chunks = self.answer.chunks()
-        try:
-            while True:
-                chunk = await asyncio.wait_for(anext(chunks), self.answer.seconds_left())
-                yield f"data: {json.dumps(chunk)}\n\n"
-        except StopAsyncIteration:
-            self.ended = "200"
-        except TimeoutError:
-            self.ended = "cut"
-            late = f"the reply was not finished after {self.answer.server.limits.seconds:g} seconds"
-            yield f"data: {json.dumps(Refused(504, late, code='timeout').body)}\n\n"
-        except ServeError as error:
-            self.ended = "failed"
-            log.error("persona-axis: %s", error)
-            yield f"data: {json.dumps(Refused(503, str(error)).body)}\n\n"
-        yield "data: [DONE]\n\n"
 
 
 async def _disconnected(request: Request) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
     from persona_axis.chat import ChatModel
-    from persona_axis.serving._app import Limits
+    from persona_axis.serving._answer import Limits
 
 INSTALL = 'pip install "persona-axis[serve]"'
 
@@ -64,7 +64,8 @@ def serve(
     """
     uvicorn = require_packages()
     from persona_axis._meter import Ruler
-    from persona_axis.serving._app import Limits, app_of
+    from persona_axis.serving._answer import Limits
+    from persona_axis.serving._app import app_of
     from persona_axis.serving._engine import Engine
     from persona_axis.serving.attach import attach
 

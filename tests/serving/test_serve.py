@@ -35,7 +35,8 @@ openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
 parser = pytest.importorskip("prometheus_client.parser")
 
-from persona_axis.serving._app import Limits, app_of  # noqa: E402
+from persona_axis.serving._answer import Limits  # noqa: E402
+from persona_axis.serving._app import app_of  # noqa: E402
 from persona_axis.serving._engine import Engine  # noqa: E402
 from persona_axis.serving._wire import Text  # noqa: E402
 from persona_axis.serving.attach import attach  # noqa: E402
