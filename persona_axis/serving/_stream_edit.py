@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,23 @@ from torch import Tensor, nn
 
 from persona_axis._arithmetic import correction, pushing, working_dtype
 from persona_axis.cap import Cap
+from persona_axis.errors import CapError
+
+
+def read_cap(path: str | os.PathLike[str]) -> Cap:
+    """The cap in a file, if a server can hold it. Raises `AxisFileError`, and `CapError` as `require_one_bound`."""
+    cap = Cap.load(path)
+    require_one_bound(cap, f"{path}: ")
+    return cap
+
+
+def require_one_bound(cap: Cap, where: str = "") -> None:
+    """Raise `CapError` for bounds that differ from row to row; `where` stands before its text."""
+    for name, bound in (("floor", cap.floor), ("ceiling", cap.ceiling)):
+        if bound is not None and bound.dim() > 1:
+            raise CapError(
+                f"{where}{name} {list(bound.shape)} differs from row to row: a server holds all requests to one bound"
+            )
 
 
 class Bounds(NamedTuple):

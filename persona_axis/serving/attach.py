@@ -23,6 +23,7 @@ from persona_axis.cap import Cap, HeldCap
 from persona_axis.errors import CapError
 from persona_axis.serving._attach_proof import prove, require_not_compiled
 from persona_axis.serving._runs import HOLDERS, Probe, Run, begun, held, lengths_of, mask_of, real_tokens
+from persona_axis.serving._stream_edit import require_one_bound
 from persona_axis.serving.figures import Figures, LayerFigures
 
 _KEYS = count(1)
@@ -42,11 +43,7 @@ def attach(
     of yours that was compiled around the model, and called, before this.
     """
     cap.require(model, template, allow, stack)
-    for name, bound in (("floor", cap.floor), ("ceiling", cap.ceiling)):
-        if bound is not None and bound.dim() > 1:
-            raise CapError(
-                f"{name} {list(bound.shape)} differs from row to row: a server holds all requests to one bound"
-            )
+    require_one_bound(cap)
     found = find_stack(model, stack)
     where = places(found.layers, cap.layers, f"the cap on layers {list(cap.layers)}")
     if any(isinstance(h, Attached) and h.cap is cap and h.first is found.layers[0] for h in HOLDERS.copy().values()):

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from persona_axis._arithmetic import correction, pushing
-from persona_axis.cap import Cap
 from persona_axis.errors import CapError
-from persona_axis.serving._stream_edit import bounds_at
+from persona_axis.serving._stream_edit import bounds_at, read_cap
 
 FACTORY = "persona_axis.serving.sglang:hook"
 Hook = Callable[[nn.Module, Any, Any], Any]
@@ -44,7 +43,7 @@ def specification(path: str | os.PathLike[str], stack: str = "model.layers") -> 
             "hook_factory": FACTORY,
             "config": {"cap": file, "layer": layer},
         }
-        for layer in _read(file).layers
+        for layer in read_cap(file).layers
     ]
     return json.dumps(entries)
 
@@ -59,7 +58,7 @@ def hook(config: Mapping[str, Any]) -> Hook:
     path, layer = config.get("cap"), config.get("layer")
     if set(config) != {"cap", "layer"} or not isinstance(path, str) or type(layer) is not int:
         raise CapError(f"config {dict(config)}: expected the path of a cap file as 'cap' and a number as 'layer'")
-    cap = _read(path)
+    cap = read_cap(path)
     if layer not in cap.layers:
         raise CapError(f"{path}: layer {layer} is not in the cap, which has {', '.join(map(str, cap.layers))}")
     bounds = bounds_at(cap, layer, cap.direction.shape[1])
@@ -83,16 +82,6 @@ def hook(config: Mapping[str, Any]) -> Hook:
         return edited if isinstance(output, Tensor) else type(output)((edited, *output[1:]))
 
     return held
-
-
-def _read(path: str) -> Cap:
-    cap = Cap.load(path)
-    for name, bound in (("floor", cap.floor), ("ceiling", cap.ceiling)):
-        if bound is not None and bound.dim() > 1:
-            raise CapError(
-                f"{path}: {name} {list(bound.shape)} differs from row to row: a server holds all requests to one bound"
-            )
-    return cap
 
 
 def _stream(output: Any, layer: int) -> tuple[Tensor, Tensor | None]:

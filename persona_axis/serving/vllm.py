@@ -34,10 +34,11 @@ def register() -> None:
     Raises `CapError` or `AxisFileError` at once where the environment names a cap that no server could use.
     """
     from persona_axis.serving import vllm_worker
+    from persona_axis.serving._stream_edit import read_cap
 
     path = asked(None)
     if path is not None:
-        vllm_worker.read_cap(path)
+        read_cap(path)
     vllm_worker.install()
 
 

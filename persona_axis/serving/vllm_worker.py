@@ -20,7 +20,7 @@ from vllm.v1.worker.worker_base import WorkerBase
 from persona_axis.cap import Cap
 from persona_axis.errors import CapError
 from persona_axis.serving._checkpoint import Checkpoint
-from persona_axis.serving._stream_edit import StreamEdit, bounds_at
+from persona_axis.serving._stream_edit import StreamEdit, bounds_at, read_cap
 from persona_axis.serving._vllm_layers import decoder_layers, put_on
 from persona_axis.serving._vllm_proof import prove
 from persona_axis.serving.figures import Figures, as_json
@@ -31,17 +31,6 @@ log = logging.getLogger("vllm.persona_axis")
 
 _MORE_ROOM = 256  # a captured graph may be padded past the largest batch
 _KEY = "persona_axis"
-
-
-def read_cap(path: str) -> Cap:
-    """A cap that a server can hold: one number a bound, for every request. Raises `AxisFileError` or `CapError`."""
-    cap = Cap.load(path)
-    for name, bound in (("floor", cap.floor), ("ceiling", cap.ceiling)):
-        if bound is not None and bound.dim() > 1:
-            raise CapError(
-                f"{path}: {name} {list(bound.shape)} differs from row to row: a server holds all requests to one bound"
-            )
-    return cap
 
 
 class Guard:
