@@ -1,4 +1,4 @@
-"""GGUF control vectors, as repeng and llama.cpp's generator write them, read with every length checked first.
+"""GGUF control vectors, as repeng writes them (llama.cpp's generator counts one layer further), read with every length checked first.
 
 Tensors are `direction.N`, one vector each; llama.cpp adds `direction.N` to the output of layer N, counted from 0.
 Reading needs no package: the public reader walks counts that a damaged file may set to any number.
