@@ -1,6 +1,7 @@
-"""GGUF control vectors, as repeng writes them (llama.cpp's generator counts one layer further), read with every length checked first.
+"""GGUF control vectors, as repeng writes them, read with every length checked first.
 
-Tensors are `direction.N`, one vector each; llama.cpp adds `direction.N` to the output of layer N, counted from 0.
+Tensors are `direction.N`, one vector each; llama.cpp adds `direction.N` to the output of layer N, counted from 0. Its
+own generator counts further by one: what it measured on layer N is called `direction.N+1`.
 Reading needs no package: the public reader walks counts that a damaged file may set to any number.
 """
 
