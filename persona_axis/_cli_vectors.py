@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @click.option("--layers", "at", metavar="LIST", callback=layers,
               help="Layers to take, or the layer of each row where the file numbers none.")  # fmt: skip
 @click.option("--check", type=click.Path(path_type=Path), metavar="PATH",
-              help="Prove the sign by an axis file or by role vectors with a default.")  # fmt: skip
+              help="Prove sign and layers by an axis file or by role vectors with a default.")  # fmt: skip
+@click.option("--check-rows", type=click.Choice(["layers", "embeddings-first"]),
+              help="What --rows says of FILE, of the role vectors in --check.")  # fmt: skip
 @click.option("--try-roles", type=click.IntRange(1), metavar="N",
               help="Prove the sign on the model: let it speak as itself and in N roles.")  # fmt: skip
 @click.option("--default", type=click.Path(path_type=Path), metavar="PATH",
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: MODEL-axis or MODEL-cap]")
 @debuggable
 def import_(file: Path, model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
-            config_only: bool, sign: Any, rows: Any, at: tuple[int, ...] | None, check: Path | None,
+            config_only: bool, sign: Any, rows: Any, at: tuple[int, ...] | None, check: Path | None, check_rows: Any,
             try_roles: int | None, default: Path | None, experiment: str | None, out: Path | None) -> None:  # fmt: skip
     """Turn the vectors in FILE, made by somebody else, into an axis file, or a cap file if FILE configures capping.
 
@@ -45,6 +47,8 @@ def import_(file: Path, model: str, revision: str | None, dtype: str, device_map
     """
     if check and try_roles:
         raise click.UsageError("prove the sign by --check or by --try-roles")
+    if check_rows and not check:
+        raise click.UsageError("--check-rows goes with --check")
     if config_only and try_roles:
         raise click.UsageError("--try-roles needs the model's weights: leave out --config-only")
 
@@ -75,7 +79,7 @@ def import_(file: Path, model: str, revision: str | None, dtype: str, device_map
 
             toward = tried_roles(chat, load_probes(), try_roles)
     if check is not None:
-        toward = check_of(read_check(check), said, int(origin.model["num_layers"]))
+        toward = check_of(read_check(check), check_rows, int(origin.model["num_layers"]))
 
     from persona_axis._tables import Output, show_axis, show_cap
 

@@ -18,6 +18,7 @@ from vectors_factory import (
     published_clamp,
     roles_directory,
     saved,
+    smooth_rows,
     unit,
 )
 
@@ -47,7 +48,7 @@ class TestAxis:
         imported = axis.metadata["imported"]
         np.testing.assert_allclose(imported["norms"], axis_rows().double().norm(dim=1).numpy())
         assert imported["sign"] == {"value": "toward", "by": "said", "how": "said with --sign"}
-        assert imported["rows"]["by"] == "proven" and "as many rows" in imported["rows"]["how"]
+        assert imported["rows"]["by"] == "assumed" and "as many rows" in imported["rows"]["how"]
         assert imported["sha256"] == "0" * 64 and imported["model"]["by"] == "said"
         axis.save(tmp_path / "a")
         assert Axis.load(tmp_path / "a").metadata["imported"] == imported
@@ -95,17 +96,60 @@ class TestCheck:
     def test_by_an_axis_by_roles_and_by_means(self, tmp_path):
         own = Axis.from_direction(unit(axis_rows()), layers=range(4), metadata={"num_layers": 4})
         for held in (own, read(roles_directory(tmp_path / "roles"))):
-            toward = check_of(held, Said(), LAYERS)
+            toward = check_of(held, None, LAYERS)
             for turn in (1, -1):
                 axis = made_axis(tensor(tmp_path, turn * axis_rows()), Said(), origin(), toward)
                 torch.testing.assert_close(axis.direction, unit(axis_rows()))
                 assert axis.metadata["imported"]["sign"]["by"] == "proven"
+                rows = axis.metadata["imported"]["rows"]
+                assert rows["by"] == "proven" and "mean cosine with the check 1.000" in rows["how"]
+
+    def test_rows_that_fit_a_neighbouring_layer_better(self, tmp_path):
+        layers = 6
+        stream = smooth_rows(layers + 1)  # 0 is the embeddings, each the neighbour of the next: cosines of about .7
+        toward = dict(enumerate(stream[1:].double().numpy()))
+        late = read(gguf_file(tmp_path / "v", {n: stream[n].numpy() for n in range(1, layers)}))  # llama.cpp's numbers
+        with pytest.raises(VectorsError, match=r"do not fit .* check 0\.\d+, one layer lower 1\.000, .* --rows"):
+            made_axis(late, Said("toward", "layers"), origin(layers), toward)
+        axis = made_axis(late, Said("toward", "embeddings-first"), origin(layers), toward)
+        assert axis.layers == (0, 1, 2, 3, 4) and axis.metadata["imported"]["rows"]["by"] == "proven"
+        cut = tensor(tmp_path, stream[:layers])  # embeddings and all layers but the last: as many rows as layers
+        with pytest.raises(VectorsError, match="one layer lower 1.000"):
+            made_axis(cut, Said(), origin(layers), toward)
+        assert made_axis(cut, Said(None, "embeddings-first"), origin(layers), toward).layers == (0, 1, 2, 3, 4)
+        held = capping(range(2, 4))
+        for name, entry in held["vectors"].items():
+            held["vectors"][name] = entry | {"vector": -stream[entry["layer"]]}
+        configured = read(saved(tmp_path / "c.pt", held))
+        with pytest.raises(VectorsError, match="do not fit the layers"):
+            made_cap(configured, None, Said(), origin(layers), toward)
+        right = made_cap(configured, None, Said(rows="embeddings-first"), origin(layers), toward)
+        assert right.layers == (1, 2) and right.provenance["imported"]["rows"]["by"] == "proven"
+
+    def test_layers_alike_prove_nothing(self, tmp_path):
+        one = axis_rows()[0].repeat(LAYERS, 1) + 0.001 * axis_rows()
+        toward = dict(enumerate(one.double().numpy()))
+        axis = made_axis(tensor(tmp_path, one), Said(), origin(), toward)
+        assert axis.metadata["imported"]["sign"]["by"] == "proven"
+        assert axis.metadata["imported"]["rows"]["by"] == "assumed"
+
+    def test_the_rows_of_the_check_are_its_own(self, tmp_path):
+        directory = roles_directory(tmp_path / "roles")  # 4 rows: of a model of 3 layers, if the embeddings are first
+        held = read(directory)
+        with pytest.raises(VectorsError, match=r"--check: .* has 4 rows, the model 3 layers: .*--check-rows"):
+            check_of(held, None, 3)
+        toward = check_of(held, "embeddings-first", 3)
+        found = tensor(tmp_path, axis_rows()[1:])
+        axis = made_axis(found, Said(), origin(3), toward)
+        assert "from 1.000 to 1.000" in axis.metadata["imported"]["sign"]["how"]
+        with pytest.raises(VectorsError, match="--check-rows goes with role vectors"):
+            check_of(axis, "layers", 3)
 
     def test_what_proves_nothing(self, tmp_path):
         with pytest.raises(VectorsError, match="proves no sign: it holds no default vector"):
-            check_of(tensor(tmp_path), Said(), LAYERS)
+            check_of(tensor(tmp_path), None, LAYERS)
         with pytest.raises(VectorsError, match="proves no sign"):
-            check_of(read(saved(tmp_path / "c.pt", capping())), Said(), LAYERS)
+            check_of(read(saved(tmp_path / "c.pt", capping())), None, LAYERS)
         toward = dict(enumerate(axis_rows().double().numpy()))
         orthogonal = axis_rows().clone()
         orthogonal[2] -= (orthogonal[2] @ unit(axis_rows())[2]) * unit(axis_rows())[2]
@@ -171,13 +215,16 @@ class TestRows:
     def test_numbered_vectors(self, tmp_path):
         rows = axis_rows().numpy()
         found = read(gguf_file(tmp_path / "v", {i: rows[i] for i in (1, 2, 3)}))
-        axis = made_axis(found, TOWARD, origin())
+        with pytest.raises(VectorsError, match=r"repeng .* --rows layers\), .*llama.cpp's .* --rows embeddings-first"):
+            made_axis(found, TOWARD, origin())
+        said = Said("toward", "layers")
+        axis = made_axis(found, said, origin())
         assert axis.layers == (1, 2, 3) and torch.allclose(axis.direction, unit(axis_rows())[1:])
-        assert axis.metadata["imported"]["rows"]["by"] == "layout"
+        assert axis.metadata["imported"]["rows"]["by"] == "said"
         late = made_axis(found, Said("toward", "embeddings-first"), origin())
         assert late.layers == (0, 1, 2) and torch.equal(late.direction, axis.direction)
         with pytest.raises(VectorsError, match="has a row of layer 3; the model has layers 0 to 2"):
-            made_axis(found, TOWARD, origin(layers=3))
+            made_axis(found, said, origin(layers=3))
 
     def test_zero_rows_and_other_widths(self, tmp_path):
         rows = axis_rows()

@@ -28,6 +28,12 @@ def axis_rows(seed: int = 0, layers: int = LAYERS) -> torch.Tensor:
     return default - roles.mean(dim=0)
 
 
+def smooth_rows(layers: int, seed: int = 0) -> torch.Tensor:
+    """Rows [layers, hidden] that turn from layer to layer as a stream does: neighbours resemble each other."""
+    random = np.random.default_rng(seed)
+    return torch.tensor(np.cumsum(random.normal(size=(layers, HIDDEN)) + 0.3, axis=0), dtype=torch.float32)
+
+
 def unit(rows: torch.Tensor) -> torch.Tensor:
     return (rows.double() / rows.double().norm(dim=-1, keepdim=True)).float()
 

@@ -23,7 +23,8 @@ class Settled(NamedTuple):
     """Something that the vectors alone do not tell, and how it was settled."""
 
     value: str
-    by: Literal["said", "proven", "file", "layout"]
+    by: Literal["said", "proven", "file", "layout", "assumed"]
+    """`layout`: as this published form has it; `assumed`: nothing speaks against it, and nothing for it."""
     how: str
     """One sentence for people."""
 
@@ -53,6 +54,8 @@ class Found:
     """Where the rows point, if the file or its form says so."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Remarks of the file, for the record."""
+    unclear: str = ""
+    """Which tools mean different layers by these numbers, and what to say of the files of each."""
 
 
 class Clamp(NamedTuple):

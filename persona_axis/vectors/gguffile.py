@@ -1,7 +1,8 @@
 """GGUF control vectors, as repeng writes them, read with every length checked first.
 
 Tensors are `direction.N`, one vector each; llama.cpp adds `direction.N` to the output of layer N, counted from 0. Its
-own generator counts further by one: what it measured on layer N is called `direction.N+1`.
+own generator counts further by one: what it measured on layer N is called `direction.N+1`. Nothing in a file tells the
+two apart, so whose it is has to be said, unless an export of ours says it.
 Reading needs no package: the public reader walks counts that a damaged file may set to any number.
 """
 
@@ -21,6 +22,11 @@ from persona_axis.vectors.found import Found, Settled, checked_rows, quoted, rem
 GGUF_MAGIC = b"GGUF"
 OWN_KEY = "persona_axis.conventions"
 """Where an export of ours states its conventions."""
+
+_UNCLEAR = (
+    "does not say how its vectors are numbered: in files of repeng direction.N was measured on the output of layer N "
+    "(say --rows layers), in files of llama.cpp's own generator direction.N+1 was (say --rows embeddings-first)"
+)
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -70,9 +76,10 @@ def found_in_gguf(where: str, raw: bytes) -> Found:
     parts = [checked_rows(where, f"direction.{number}", rows[number], ranks=(1,)) for number in index]
     if len({part.shape for part in parts}) != 1:
         raise VectorsError(f"{where}: its directions differ in width")
+    sign = _sign(stated)
     return Found(
-        where, "gguf control vector", np.concatenate(parts), index, named=True, sign=_sign(stated),
-        about=remarks(stated),
+        where, "gguf control vector", np.concatenate(parts), index, named=True, sign=sign, about=remarks(stated),
+        unclear=_UNCLEAR if sign is None else "",
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from persona_axis.axis import Axis
 from persona_axis.errors import VectorsError
 from persona_axis.vectors.clamps import bounds_of, chosen
 from persona_axis.vectors.found import Clamps, Found, Points, Rows, Settled
-from persona_axis.vectors.telling import Said, placed, pointing, proven
+from persona_axis.vectors.telling import Placed, RowsAre, Said, located, placed, pointing, proven
 from persona_axis.vectors.units import lengths, unit
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def made_axis(found: Found, said: Said, origin: Origin, check: Mapping[int, Rows
     _require_length(found, picked, at.layers)
     sign = pointing(found, said, picked, at.layers, check, at.picks)
     rows, norms = unit(picked, found.where)
-    record = _record(origin, found.layout, at.settled, sign, norms) | {"about": dict(found.about)}
+    settled = at.settled if check is None else located(found.where, rows, at, check)
+    record = _record(origin, found.layout, settled, sign, norms) | {"about": dict(found.about)}
     metadata: dict[str, Any] = {**facts, "provenance": "imported", "imported": record, "notes": _notes(record)}
     if found.default is not None and found.roles is not None:
         picks = list(at.picks)
@@ -83,6 +84,8 @@ def made_cap(
     layers = Settled("layers", "layout", "the layout numbers decoder layers from 0; a layer is its output")
     if said.rows is not None:
         layers = Settled(said.rows, "said", "said with --rows")
+    if check is not None:
+        layers = located(clamps.where, bounds.direction, Placed((), bounds.layers, layers), check)
     record = _record(origin, "capping configuration", layers, sign, bounds.norms) | {"experiment": name}
     facts = {key: value for key, value in origin.model.items() if value is not None}
     floor = bounds.floor if np.isfinite(bounds.floor).any() else None
@@ -91,16 +94,24 @@ def made_cap(
     return Cap(bounds.direction, bounds.layers, floor, ceiling, facts=facts, provenance=provenance)
 
 
-def check_of(found: Axis | Found | Clamps, said: Said, num_layers: int) -> dict[int, Rows]:
-    """default - mean(roles) by layer, from an axis file or from role vectors, to hold another file's sign against."""
+def check_of(found: Axis | Found | Clamps, rows: RowsAre | None, num_layers: int) -> dict[int, Rows]:
+    """default - mean(roles) by layer, from an axis file or from role vectors, to hold another file against.
+
+    `rows` is what is said of the check's own rows; an axis file needs nothing said. Raises `VectorsError`.
+    """
     if isinstance(found, Axis):
+        if rows is not None:
+            raise VectorsError("--check-rows goes with role vectors; the check is an axis file, which knows its layers")
         return dict(zip(found.layers, found.arrays["direction"].astype(np.float64), strict=True))
     if isinstance(found, Clamps) or found.reference is None:
         raise VectorsError(
             f"{found.where}: proves no sign: it holds no default vector beside role vectors; name an axis file, a "
             "directory of role vectors, or a dictionary with default_mean and role_mean"
         )
-    at = placed(found, said._replace(layers=None), num_layers)
+    try:
+        at = placed(found, Said(rows=rows), num_layers)
+    except VectorsError as error:
+        raise VectorsError(f"--check: {error} (of the check, that is --check-rows)") from None
     return dict(zip(at.layers, found.reference[list(at.picks)], strict=True))
 
 

@@ -13,6 +13,9 @@ from persona_axis.vectors.units import cosines
 
 RowsAre = Literal["layers", "embeddings-first"]
 
+NEARER = 0.01
+"""How much better a layer has to fit than its neighbours do; less than that is the noise of two axes of one model."""
+
 CLEAR = 0.1
 """A cosine below this proves no sign: directions without any relation reach .05 in a stream of 1,000."""
 
@@ -41,6 +44,8 @@ def placed(found: Found, said: Said, num_layers: int) -> Placed:
     rows, where = len(found.rows), found.where
     if found.index is None or (said.layers is not None and len(said.layers) == rows < num_layers and not found.named):
         return _by_user(found, said, num_layers)
+    if found.unclear and said.rows is None:
+        raise VectorsError(f"{where}: {found.unclear}")
     shift = 1 if said.rows == "embeddings-first" else 0
     if said.rows is None and not found.named and rows == num_layers + 1:
         raise VectorsError(
@@ -113,6 +118,30 @@ def proven(where: str, rows: Rows, layers: tuple[int, ...], toward: Mapping[int,
     return Settled("toward" if found[0] > 0 else "away", "proven", how)
 
 
+def located(where: str, rows: Rows, at: Placed, check: Mapping[int, Rows]) -> Settled:
+    """Whether `rows` [n, hidden] fit a direction of known layers best where they are placed; the layers' record.
+
+    Compared over the placed layers whose two neighbours the check has as well: none, or a tie, proves nothing. Raises
+    `VectorsError` where one layer lower or higher fits better by more than `NEARER`.
+    """
+    inner = [i for i, layer in enumerate(at.layers) if all(layer + step in check for step in (-1, 0, 1))]
+    if not inner:
+        return at.settled
+    fits = {}
+    for step in (-1, 0, 1):
+        toward = np.stack([check[at.layers[i] + step] for i in inner])
+        fits[step] = float(np.abs(cosines(rows[inner], toward)).mean())
+    how = f"mean cosine with the check {fits[0]:.3f}, one layer lower {fits[-1]:.3f}, one layer higher {fits[1]:.3f}"
+    if max(fits[-1], fits[1]) > fits[0] + NEARER:
+        raise VectorsError(
+            f"{where}: its rows do not fit the layers they are taken for: {how}; say how they are numbered with "
+            "--rows (and those of the check with --check-rows)"
+        )
+    if fits[0] > max(fits[-1], fits[1]) + NEARER:
+        return Settled(at.settled.value, "proven", f"{at.settled.how}; {how}")
+    return at.settled
+
+
 def _by_user(found: Found, said: Said, num_layers: int) -> Placed:
     rows = len(found.rows)
     if said.layers is None:
@@ -132,6 +161,9 @@ def _settled(found: Found, said: Said) -> Settled:
         return Settled("embeddings-first", "said", how)
     if said.rows == "layers":
         return Settled("layers", "said", "said with --rows: number r is the output of layer r, counted from 0")
+    if found.sign is not None and found.sign.by == "file":
+        return Settled("layers", "file", "the file says that number r is the output of layer r, from 0")
     if found.named:
-        return Settled("layers", "layout", "the file numbers its vectors; number r is the output of layer r, from 0")
-    return Settled("layers", "proven", "as many rows as the model has layers; row r is the output of layer r, from 0")
+        return Settled("layers", "assumed", "the file numbers its vectors; number r is taken as the output of layer r")
+    how = "as many rows as the model has layers; row r is taken as the output of layer r, from 0"
+    return Settled("layers", "assumed", how)
