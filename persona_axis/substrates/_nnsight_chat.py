@@ -34,6 +34,7 @@ class NNsightChat(ChatModel):
 
     def __init__(self, sight: Any, *, remote: Any = False, layers: str | None = None) -> None:
         self.sight = checked(sight)
+        self.remote = remote
         self.where = _where(remote)
         self.away = remote not in (False, "local")
         if not self.away:
@@ -163,7 +164,8 @@ def require_here(
     `AxisMismatchError`.
     """
     if isinstance(asked, NNsightChat):
-        sight, template, stack, allow = asked.sight, asked.template.source, asked.layers, asked.allowed(stated, allow)
+        sight, template, allow = asked.sight, asked.template.source, asked.allowed(stated, allow)
+        stack = asked.layers if stack is None else stack
     else:
         sight = checked(asked)
         template = sight.tokenizer
