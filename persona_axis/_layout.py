@@ -9,6 +9,8 @@ from torch import nn
 
 from persona_axis.errors import ResidualError
 
+_NAME_IT = "name the list: --stack model.layers, in Python layers='model.layers' (stack= of Cap.on and its like)"
+
 
 class Stack(NamedTuple):
     """The decoder layers of one model and where they live."""
@@ -54,7 +56,7 @@ def find_stack(model: nn.Module, layers: str | None = None) -> Stack:
     wanted = "a list of decoder layers" if count is None else f"one list of {count} decoder layers"
     raise ResidualError(
         f"cannot tell where {_kind(inner)} keeps its residual stream: looked for {wanted}, saw "
-        f"{_told(nearest or seen) or 'no list of layers'}; name the list, e.g. layers='model.layers'"
+        f"{_told(nearest or seen) or 'no list of layers'}; {_NAME_IT}"
     )
 
 
@@ -102,13 +104,15 @@ def owners(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def _named(model: nn.Module, path: str) -> Stack:
+    if not isinstance(path, str):
+        raise ResidualError(f"{path!r:.60} does not name the list of decoder layers: expected a text; {_NAME_IT}")
     try:
         found = model.get_submodule(path)
     except AttributeError as error:
         seen = _told(list(_outermost_lists(model))) or "no list of layers"
-        raise ResidualError(f"{_kind(model)} has nothing at layers={path!r}: {error}; it has {seen}") from None
+        raise ResidualError(f"{_kind(model)} has no list of layers at {path!r}: {error}; it has {seen}") from None
     if not isinstance(found, nn.ModuleList | nn.Sequential) or len(found) == 0:
-        raise ResidualError(f"layers={path!r} of {_kind(model)} is a {_kind(found)}, not a list of layers")
+        raise ResidualError(f"{path!r} of {_kind(model)} is a {_kind(found)}, not a list of layers")
     return Stack(path, list(found))
 
 

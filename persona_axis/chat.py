@@ -149,7 +149,8 @@ class ChatModel:
             self._unchecked = self_test(self.model, probe, self.layers)
         except ResidualError as error:
             raise ModelError(
-                f"{self.name} cannot be used: {error} (layers=... names another list, check=False leaves this test out)"
+                f"{self.name} cannot be used: {error} (--stack NAME, in Python layers=NAME, names another list of layers; "
+                "check=False, in Python only, leaves this test out)"
             ) from error
         return self
 

@@ -25,6 +25,8 @@ _SHAPE_KEYS = ("num_attention_heads", "num_key_value_heads", "num_experts_per_to
 EXCEPTIONS = ("architecture", "num_layers", "chat_template", "weights")
 """What a caller may deliberately let differ. The hidden size is not among them: nothing would fit."""
 
+LET_DIFFER = "a deliberate difference is passed as allow=(...), --allow on the command line"
+
 _COMPARED = {  # what `allow` calls it, the key in a file's metadata, what an error calls it
     "architecture": ("architecture", "architecture"),
     "hidden_size": ("hidden_size", "hidden size"),
@@ -140,7 +142,7 @@ def require_facts(
     if differences := list(_differences(stated, here, allow)):
         raise AxisMismatchError(
             f"made for another model: {'; '.join(differences)} (made for {stated.get('model') or 'an unnamed model'}, "
-            f"used on {own_name}); a deliberate difference is passed as allow=(...)"
+            f"used on {own_name}); {LET_DIFFER}"
         )
 
 
@@ -151,8 +153,7 @@ def require_same_files(
     _check_allowed(allow)
     if differences := list(_differences(stated, other, allow, "in the other")):
         raise AxisMismatchError(
-            f"{name} and {other_name} are of different models: {'; '.join(differences)}; "
-            "a deliberate difference is passed as allow=(...), --allow on the command line"
+            f"{name} and {other_name} are of different models: {'; '.join(differences)}; {LET_DIFFER}"
         )
 
 
