@@ -149,7 +149,7 @@ class ChatModel:
             self._unchecked = self_test(self.model, probe, self.layers)
         except ResidualError as error:
             raise ModelError(
-                f"{self.name} cannot be used: {error} (--stack NAME, in Python layers=NAME, names another list of layers; "
+                f"{self.name} cannot be used: {error} (--stack NAME, in Python layers=NAME, names another list; "
                 "check=False, in Python only, leaves this test out)"
             ) from error
         return self

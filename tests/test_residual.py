@@ -67,7 +67,8 @@ class TestFinding:
             decoder_layers(transformers.T5ForConditionalGeneration(config))
 
     def test_nothing_that_looks_like_layers(self):
-        with pytest.raises(ResidualError, match="Linear.*no list of layers.*--stack model.layers, in Python layers='model.layers'"):
+        told = "Linear.*no list of layers.*--stack model.layers, in Python layers='model.layers'"
+        with pytest.raises(ResidualError, match=told):
             decoder_layers(nn.Linear(2, 2))
 
     def test_several_lists_are_told_and_can_be_named(self):

@@ -55,9 +55,9 @@ def chat(model: Any, *, remote: Any = False, layers: str | None = None, check: b
     """A nnsight `TransformersModel` as `trajectory`, `extract` and `generate` ask it; make it once for many calls.
 
     `remote` True runs every pass on the NDIF service, "local" sends nothing and goes through nnsight's rehearsal of
-    it; a nnsight backend is taken too. Later calls run where this one says. With `remote` True one small request asks for the weights' fingerprint. `layers`
-    names the list of decoder layers where it cannot be found; `check` runs `ChatModel.check` where the
-    weights are here. Raises `ModelError` in one sentence for a missing key, tokenizer or package.
+    it; a nnsight backend is taken too. Later calls run where this one says. With `remote` True one small request asks
+    for the weights' fingerprint. `layers` names the list of decoder layers where it cannot be found; `check` runs
+    `ChatModel.check` where the weights are here. Raises `ModelError` in one sentence for a missing key, tokenizer or package.
     """
     made = NNsightChat(model, remote=remote, layers=layers)
     if check and not made.away:
@@ -177,7 +177,7 @@ def _chat(model: Any, remote: Any) -> NNsightChat:
         return chat(model, remote=remote)
     if remote is not False and remote != model.remote:  # whoever believes it runs elsewhere must not run here
         raise ModelError(
-            f"remote={remote!r:.60} beside a chat that was made with remote={model.remote!r:.60}: where it runs is said "
-            "once, when it is made: pass chat(model, remote=...) and leave remote out of this call"
+            f"remote={remote!r:.60} beside a chat that was made with remote={model.remote!r:.60}: where it runs is "
+            "said once, when it is made: pass chat(model, remote=...) and leave remote out of this call"
         )
     return model
