@@ -57,7 +57,8 @@ def chat(model: Any, *, remote: Any = False, layers: str | None = None, check: b
     `remote` True runs every pass on the NDIF service, "local" sends nothing and goes through nnsight's rehearsal of
     it; a nnsight backend is taken too. Later calls run where this one says. With `remote` True one small request asks
     for the weights' fingerprint. `layers` names the list of decoder layers where it cannot be found; `check` runs
-    `ChatModel.check` where the weights are here. Raises `ModelError` in one sentence for a missing key, tokenizer or package.
+    `ChatModel.check` where the weights are here. Raises `ModelError` in one sentence for a missing key, tokenizer or
+    package.
     """
     made = NNsightChat(model, remote=remote, layers=layers)
     if check and not made.away:
