@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from persona_axis._asked import shown
 from persona_axis.errors import ResidualError
 
 _NAME_IT = "name the list: --stack model.layers, in Python layers='model.layers' (stack= of Cap.on and its like)"
@@ -31,8 +32,7 @@ def find_stack(model: nn.Module, layers: str | None = None) -> Stack:
     (`"model.layers"`) and is trusted. Raises `ResidualError` for an encoder, an encoder-decoder, and a structure
     that shows none or several such lists: the text says what was seen.
     """
-    if not isinstance(model, nn.Module):
-        raise ResidualError(f"expected a torch module, got a {type(model).__name__} (of a ChatModel: its .model)")
+    _require_module(model)
     if layers is not None:
         return _named(model, layers)
     inner = unwrapped(model)
@@ -70,6 +70,7 @@ def decoder_layers(model: nn.Module, layers: str | None = None) -> list[nn.Modul
 
 def hidden_size(model: nn.Module) -> int:
     """Width of the residual stream: the text config's `hidden_size`, else the input embedding's width."""
+    _require_module(model)
     size = getattr(text_config(model), "hidden_size", None)
     if isinstance(size, int):
         return size
@@ -101,6 +102,14 @@ def owners(model: nn.Module, path: str) -> list[nn.Module]:
     """`model` and every module on the way down to the list at `path`, outermost first."""
     parts = path.split(".")[:-1]
     return [model, *(model.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts)))]
+
+
+def _require_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ResidualError(
+            f"model: expected a torch module, got {shown(model)} (of a ChatModel pass its .model; for nnsight and "
+            "TransformerLens there is persona_axis.substrates)"
+        )
 
 
 def _named(model: nn.Module, path: str) -> Stack:

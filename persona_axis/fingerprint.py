@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from persona_axis.errors import AxisMismatchError, ModelError
+from persona_axis._asked import shown
+from persona_axis.errors import ArgumentError, AxisMismatchError, ModelError
 
 if TYPE_CHECKING:  # `show` compares nothing and must not pay for torch
     from torch import Tensor, nn
@@ -129,6 +130,8 @@ def require_same(
     _check_allowed(allow)
     here: dict[str, Any] = dict(_facts_to_compare(stated, model, allow, stack))
     if template is not None:
+        if not isinstance(template, str) and not hasattr(template, "chat_template"):
+            raise ArgumentError(f"template: expected a tokenizer or a chat template's text, got {shown(template)}")
         here["chat_template_sha256"] = template_sha256(template)
     own_name = getattr(getattr(model, "config", None), "_name_or_path", None) or type(model).__name__
     require_facts(stated, here, own_name, allow)
@@ -158,7 +161,7 @@ def require_same_files(
 
 
 def _check_allowed(allow: Collection[str]) -> None:
-    if isinstance(allow, str) or set(allow) - set(EXCEPTIONS):
+    if isinstance(allow, str) or not isinstance(allow, Collection) or any(name not in EXCEPTIONS for name in allow):
         raise AxisMismatchError(f"allow={allow!r}: expected a collection of {', '.join(EXCEPTIONS)}")
 
 

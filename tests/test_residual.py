@@ -97,7 +97,7 @@ class TestFinding:
         assert decoder_layers(model) == [layer, layer]
 
     def test_not_a_module(self):
-        with pytest.raises(ResidualError, match="got a str"):
+        with pytest.raises(ResidualError, match="expected a torch module, got 'llama'"):
             decoder_layers("llama")
 
     def test_no_hidden_size(self):

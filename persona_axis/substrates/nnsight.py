@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from persona_axis import drift
+from persona_axis._asked import layers_of, require
 from persona_axis.axis import Axis
 from persona_axis.cap import Cap
-from persona_axis.errors import ModelError
+from persona_axis.errors import DriftError, ModelError
 from persona_axis.extract import Extraction, Listener, Options
 from persona_axis.extract import extract as _extract
 from persona_axis.extraction.events import silent
@@ -91,15 +92,19 @@ def capped(model: Any, cap: Cap, *, allow: Collection[str] = (), stack: str | No
 
 
 def gauge(
-    model: Any, axis: Axis, layers: Iterable[int] | None = None, *, held: Held | None = None,
+    model: Any, axis: Axis, layers: Iterable[int] | int | None = None, *, held: Held | None = None,
     allow: Collection[str] = (), stack: str | None = None,
 ) -> Gauge:  # fmt: skip
     """Projections on `axis` inside a block: `gauge()` gives [layers, batch, seq], `gauge.at(layer)` [batch, seq].
 
     `layers` are all of the axis unless given. `held` acts on the way, each layer read before and after it.
+    Raises `AxisMismatchError` for another model and for layers that the axis does not have, `DriftError` for none.
     """
+    require("axis", axis, Axis)
+    if held is not None:
+        require("held", held, Held)
     _, envoys = require_here(axis.facts, model, allow, stack)
-    wanted = axis.layers if layers is None else sorted(set(layers))
+    wanted = axis.layers if layers is None else sorted(set(layers_of(layers, DriftError)))
     return Gauge(envoys, {layer: axis.direction[axis.row(layer)] for layer in wanted}, held)
 
 
@@ -120,6 +125,7 @@ def trajectory(
 
     `model` is a `TransformersModel` or what `chat` made of one; `lever` is a cap, if any. Only projections come back.
     """
+    require("axis", axis, Axis)
     asked = _chat(model, remote)
     allow = asked.allowed(axis.facts, allow)
     return drift.trajectory(
