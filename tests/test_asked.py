@@ -123,7 +123,7 @@ WORDS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("a judge's class", lambda g: extract.extract(g.chat, g.probes, OPTIONS, out=g.out, judge=extract.AcceptAll),
      ArgumentError, "got the class AcceptAll"),
     ("a directory", lambda g: extract.extract(g.chat, g.probes, OPTIONS, out=g.out.parent), ExtractionError, "a direc"),
-    ("half a question", lambda g: extract.Options(questions=2.5), ExtractionError, "at least 2 and a whole number, got"),
+    ("half a question", lambda g: extract.Options(questions=2.5), ExtractionError, "at least 2 and a whole number"),
     ("sampling in words", lambda g: Sampling(temperature="hot"), ModelError, "temperature must be .* got 'hot'"),
     ("half a token", lambda g: Sampling(max_new_tokens=1.5), ModelError, "must be at least 1 and a whole"),
     ("a percentile in words", lambda g: g.axis.quantile("default", "25"), CapError, "percentile '25' is no number"),
