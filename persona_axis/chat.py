@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from persona_axis import _loading
-from persona_axis._asked import conversations_of, require, shown
+from persona_axis._asked import conversations_of, require, require_messages, shown
 from persona_axis._selftest import PROBE_TOKENS, self_test
 from persona_axis.errors import ArgumentError, ConversationError, ModelError, ResidualError
 from persona_axis.fingerprint import model_facts, template_sha256
@@ -187,6 +187,7 @@ class ChatModel:
 
     def encode(self, messages: Messages, *, generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation, by default with the header of the next reply."""
+        require_messages(messages)  # here, so that it is not told of as one of several
         return self.encode_batch([messages], generation_prompt=generation_prompt)[0]
 
     def encode_batch(self, chats: Iterable[Messages], *, generation_prompt: bool = True) -> list[list[int]]:

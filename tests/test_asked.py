@@ -87,7 +87,7 @@ WORDS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("texts", lambda g: g.chat.generate([OK, "hi"]), ConversationError,
      r'^conversations\[1\]: a conversation is a list of messages, each a dict such as .*"role".* got \'hi\' for one'),
     ("one for many", lambda g: g.chat.generate(OK), ConversationError, "several are a list of such lists; got {'role'"),
-    ("many for one", lambda g: g.chat.encode([OK]), ConversationError, r"messages\[0\]: expected a dict such as"),
+    ("many for one", lambda g: g.chat.encode([OK]), ConversationError, r"^messages\[0\]: expected a dict such as"),
     ("no messages", lambda g: g.chat.generate([[]]), ConversationError, "conversation is empty: it needs a message"),
     ("no role", lambda g: g.chat.generate([[{"content": "hi"}]]), ConversationError, "role must be a text, and there"),
     ("no content", lambda g: g.chat.generate([[*OK, {"role": "user"}]]), ConversationError,
@@ -343,6 +343,8 @@ def test_words_of_nnsight(given: Any, sight: Any) -> None:
     for outside in (meter, acting, lambda: meter.at(1), lambda: acting.at(1)):
         with pytest.raises(ResidualError, match=r"it is called inside a block, `with model.trace\(...\):`"):
             outside()
+    with pytest.raises(CapError, match=r"did not act in each of 3 passes: it acted {1: 2} times.*say by runs="):
+        acting.require({1: 2}, runs=3)
     with pytest.raises(DriftError, match=r"the gauge has no layer 2, only \[1\]"):
         meter.at(2)
 

@@ -82,7 +82,8 @@ class Held(Travelling):
         if wrong:
             raise CapError(
                 f"the cap on layers {list(self.layers)} did not act in each of {runs} passes: it acted {wrong} times, "
-                "by layer. Call it once in every step, where none of its layers has run yet"
+                "by layer. Call it once in every step, where none of its layers has run yet, and say by runs= how many "
+                "passes there were: in a generation one for each new token, fewer if replies end early (min_new_tokens)"
             )
 
 
