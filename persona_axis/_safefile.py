@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from persona_axis._asked import path_of
 from persona_axis.errors import AxisFileError
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
 
     Raises `AxisFileError` for anything that is not exactly one.
     """
+    file = path_of("path", path)
     accepted = _DTYPES | _HALF if half else _DTYPES
     try:
-        raw = Path(path).read_bytes()
+        raw = file.read_bytes()
     except OSError as error:
         raise AxisFileError(f"{path}: cannot be read: {error.strerror or error}") from None
     header = _header(path, raw)
@@ -88,8 +90,8 @@ def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta
     """
     from safetensors.torch import save
 
+    target = Path(os.path.realpath(path_of("path", path)))  # a link keeps pointing where it did
     content = _canonical(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
-    target = Path(os.path.realpath(path))  # a link keeps pointing where it did
     try:
         replace_file(target, content)
     except OSError as error:

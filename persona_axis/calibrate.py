@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from persona_axis._asked import path_of, require
 from persona_axis.calibration.events import Event, Listener, Note, Planned, Saved, Stage, silent
 from persona_axis.calibration.measure import Bench
 from persona_axis.calibration.report import Calibration, write
@@ -86,7 +87,9 @@ def calibrate(
     `JudgeError` without a judge or a test; `Interrupted` on Ctrl-C. Where no setting keeps the bound, the result has
     no cap, and none is written.
     """
-    out = Path(out)
+    require("chat", chat, ChatModel)
+    require("axis", axis, Axis)
+    out = path_of("out", out)
     if not out.parent.is_dir():
         raise CalibrationError(f"cannot write {out}: there is no directory {out.parent}")
     if out.is_dir():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from persona_axis._acting import Edit, Place, acting
 from persona_axis._arithmetic import clamped, pushing, working_dtype
+from persona_axis._asked import require
 from persona_axis._axisfile import CONVENTIONS, json_of
 from persona_axis._capvalues import bounds_of, check_bounds, layer_indices, unit_rows
 from persona_axis._safefile import read_safe, write_safe
@@ -65,6 +66,8 @@ class Cap:
         Raises `CapError` for rows that are not, shapes that do not agree, a floor above its ceiling, no bound
         at all, NaN, and layers that repeat or are negative.
         """
+        require("facts", facts or {}, Mapping)
+        require("provenance", provenance or {}, Mapping)
         at = layer_indices(layers)
         rows = unit_rows(direction, len(at))
         low, high = bounds_of("floor", floor, len(at)), bounds_of("ceiling", ceiling, len(at))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from persona_axis._asked import path_of
 from persona_axis._records import json_object
 from persona_axis._scripts import (
     DOMAINS,
@@ -58,6 +59,7 @@ def read_conversations(
     line for what cannot be read; with `skip_bad` such a line is passed over and `on_bad` told the reason. A file
     that yields nothing is an error either way. The file is opened at once, and closed when the iterator is.
     """
+    path_of("path", path)
     try:
         file = open(path, "rb")  # noqa: SIM115  _conversations closes it
     except OSError as error:

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from persona_axis.errors import AxisMismatchError, ModelError
+from persona_axis._asked import shown
+from persona_axis.errors import ArgumentError, AxisMismatchError, ModelError
 
 if TYPE_CHECKING:  # `show` compares nothing and must not pay for torch
     from torch import Tensor, nn
@@ -24,6 +25,8 @@ _SHAPE_KEYS = ("num_attention_heads", "num_key_value_heads", "num_experts_per_to
 
 EXCEPTIONS = ("architecture", "num_layers", "chat_template", "weights")
 """What a caller may deliberately let differ. The hidden size is not among them: nothing would fit."""
+
+LET_DIFFER = "a deliberate difference is passed as allow=(...), --allow on the command line"
 
 _COMPARED = {  # what `allow` calls it, the key in a file's metadata, what an error calls it
     "architecture": ("architecture", "architecture"),
@@ -127,6 +130,8 @@ def require_same(
     _check_allowed(allow)
     here: dict[str, Any] = dict(_facts_to_compare(stated, model, allow, stack))
     if template is not None:
+        if not isinstance(template, str) and not hasattr(template, "chat_template"):
+            raise ArgumentError(f"template: expected a tokenizer or a chat template's text, got {shown(template)}")
         here["chat_template_sha256"] = template_sha256(template)
     own_name = getattr(getattr(model, "config", None), "_name_or_path", None) or type(model).__name__
     require_facts(stated, here, own_name, allow)
@@ -140,7 +145,7 @@ def require_facts(
     if differences := list(_differences(stated, here, allow)):
         raise AxisMismatchError(
             f"made for another model: {'; '.join(differences)} (made for {stated.get('model') or 'an unnamed model'}, "
-            f"used on {own_name}); a deliberate difference is passed as allow=(...)"
+            f"used on {own_name}); {LET_DIFFER}"
         )
 
 
@@ -151,13 +156,12 @@ def require_same_files(
     _check_allowed(allow)
     if differences := list(_differences(stated, other, allow, "in the other")):
         raise AxisMismatchError(
-            f"{name} and {other_name} are of different models: {'; '.join(differences)}; "
-            "a deliberate difference is passed as allow=(...), --allow on the command line"
+            f"{name} and {other_name} are of different models: {'; '.join(differences)}; {LET_DIFFER}"
         )
 
 
 def _check_allowed(allow: Collection[str]) -> None:
-    if isinstance(allow, str) or set(allow) - set(EXCEPTIONS):
+    if isinstance(allow, str) or not isinstance(allow, Collection) or any(name not in EXCEPTIONS for name in allow):
         raise AxisMismatchError(f"allow={allow!r}: expected a collection of {', '.join(EXCEPTIONS)}")
 
 
