@@ -77,7 +77,7 @@ def _shape_problem(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
     if extra := sorted(set(arrays) - set(names)):
         return f"{extra[0]}: a traits file holds no such tensor"
     layers, folds = arrays["layers"], arrays["folds"]
-    if layers.dtype != np.int64 or layers.ndim != 1 or not layers.size or np.any(np.diff(layers) <= 0):
+    if layers.dtype != np.int64 or layers.ndim != 1 or not layers.size or np.any(layers[1:] <= layers[:-1]):
         return f"layers: expected rising indices [layers] int64, found {list(layers.shape)} {layers.dtype}"
     if layers[0] < 0 or layers[-1] >= metadata["num_layers"]:
         return f"layers: {layers[0]} to {layers[-1]} are not all among the model's {metadata['num_layers']}"

@@ -27,6 +27,7 @@ from _mutants_headers import CANARY, KIND, gguf, npy, tensor
 from _mutants_safe import joined, parts
 from _mutants_zip import two_directories
 from _pickles import dictionary, integer, many, named, plain, program, storage, strided, with_program, word
+from _traits_used import traits_for
 from vectors_factory import axis_rows, capping, saved
 
 from persona_axis import Axis, Cap, PersonaAxisError
@@ -35,6 +36,7 @@ from persona_axis._tables import Output, show_axis
 from persona_axis.calibration.units import Units
 from persona_axis.errors import LONGEST, AxisFileError, ExtractionError, VectorsError
 from persona_axis.extraction.store import RunStore
+from persona_axis.traits import Traits
 from persona_axis.vectors.reading import read
 
 ROWS = torch_bytes(axis_rows())
@@ -101,6 +103,12 @@ class TestSafetensors:
         path.write_bytes(restated(axis_file, "layers", np.array([2, 2**62, 1 - 2**63, 0])))
         with pytest.raises(AxisFileError, match="indices must rise"):
             Axis.load(path)
+
+    def test_layers_of_traits_whose_differences_wrap(self, path):
+        traits_for(axis(False)).save(path)
+        path.write_bytes(restated(path.read_bytes(), "layers", np.array([2, 2**62, 1 - 2**63, 0])))
+        with pytest.raises(AxisFileError, match="layers: expected rising indices"):
+            Traits.load(path)
 
     def test_quantiles_whose_differences_overflow(self, path, axis_file):
         table = np.repeat(np.array([[-3.3e38, 3.3e38]], np.float32), [50, 51], axis=1)
