@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from persona_axis._plainfile import open_file, read_file
 from persona_axis.errors import AxisFileError
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
     """
     accepted = _DTYPES | _HALF if half else _DTYPES
     try:
-        raw = Path(path).read_bytes()
+        raw = read_file(path)
     except OSError as error:
         raise AxisFileError(f"{path}: cannot be read: {error.strerror or error}") from None
     header = _header(path, raw)
@@ -70,7 +71,7 @@ def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
 def stated_format(path: str | os.PathLike[str]) -> str:
     """The `format` in a file's header, which alone is read; "" where none can be: whoever loads the file says why."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else None
     except (OSError, ValueError, RecursionError):
