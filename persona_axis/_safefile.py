@@ -35,6 +35,11 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _HALF = {"F16": np.dtype("<f2")}  # in other people's files only
 _MOST_SIDES, _MOST_NUMBERS = 8, 2**60  # more is no array of any kind; a product of thousands of sides takes hours
+_OURS = {
+    "persona-axis": "an axis file: AXIS of `persona-axis show`, `cap` and `drift`",
+    "persona-cap": "a cap file: `persona-axis generate --cap FILE`",
+    "persona-traits": "a traits file: `persona-axis show FILE`, or beside an axis `show AXIS --traits FILE`",
+}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, pickle
 
 
@@ -80,6 +85,13 @@ def stated_format(path: str | os.PathLike[str]) -> str:
         case {"__metadata__": {"format": str(found)}}:
             return found
     return ""
+
+
+def wrong_format(expected: str, stated: object) -> str:
+    """What is wrong with a file of another format than `expected`; one of ours is named with what reads it."""
+    kind = str(stated).partition("/")[0]
+    ours = f"; this is {_OURS[kind]}" if kind in _OURS and not expected.startswith(f"{kind}/") else ""
+    return f"format: expected {expected!r}, found {stated!r}{ours}"
 
 
 def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from persona_axis import _folds
 from persona_axis._axisfile import CONVENTIONS as AXIS_CONVENTIONS
+from persona_axis._safefile import wrong_format
 from persona_axis.errors import AxisFileError
 
 FORMAT = "persona-traits/1"
@@ -43,7 +44,7 @@ def check_traits(where: str, arrays: Mapping[str, NDArray[Any]], metadata: Mappi
 
 def _metadata_problem(metadata: Mapping[str, Any]) -> str | None:
     if metadata.get("format") != FORMAT:
-        return f"format: expected {FORMAT!r}, found {metadata.get('format')!r}"
+        return wrong_format(FORMAT, metadata.get("format"))
     for key in _KEYS:
         if key not in metadata:
             return f"{key}: missing from the metadata"

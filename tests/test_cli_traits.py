@@ -130,7 +130,14 @@ def test_errors_are_sentences(made: Made, command: Command, tmp_path: Path) -> N
     assert ended.code == 1 and "are of different models: " in ended.err
     assert "weights fingerprint is dddddddd" in ended.err
     ended = command("show", made.axis, "--traits", made.axis)
-    assert ended.code == 1 and "is an axis file; `extract --traits` makes a traits file" in ended.err
+    assert ended.code == 1 and "this is an axis file: AXIS of `persona-axis show`" in ended.err
+    assert "`extract --traits` makes a traits file" in ended.err
+    for name, *options in (
+        ("cap", "--floor", 1, "--out", "out"), ("export", "--format", "npy", "--out", "out"), ("drift",),
+        ("show", "--traits", made.traits),
+    ):  # fmt: skip
+        ended = command(name, made.traits, *options)
+        assert ended.code == 1 and "this is a traits file: `persona-axis show FILE`, or beside an axis" in ended.err
     assert command("show", made.axis, "--traits", other, "--allow", "weights", "--allow", "chat_template").code == 0
 
 

@@ -377,7 +377,7 @@ def stated(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, str]], N
         (stated("hidden_size", "-1"), "hidden_size: expected a positive integer"),
         (lambda t, m: m.pop("judge"), "judge: missing"),
         (stated("weights_sha256", ""), "weights_sha256: is empty"),
-        (stated("format", "persona-axis/1"), "is an axis file"),
+        (stated("format", "persona-axis/1"), "format: expected .*; this is an axis file: .* makes a traits file"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, change: Any, said: str) -> None:
