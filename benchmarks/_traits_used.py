@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from persona_axis import Axis, _folds
-from persona_axis._tables import Output, layer_to_show
+from persona_axis._tables import Output, layer_to_show, show_axis
 from persona_axis._trait_tables import show_trait_cosines, show_traits
 from persona_axis.traits import TraitCosine, Traits, controls
 
@@ -54,21 +54,21 @@ def good_cosine(one: TraitCosine) -> None:
 
 
 def shown(path: Path) -> None:
-    """`show TRAITS`, then `show AXIS --traits TRAITS` at every layer that both hold."""
+    """`show TRAITS`, `show AXIS` and `show AXIS --traits TRAITS`; the figures of the last at every layer of both."""
     output = Output(file=io.StringIO(), force_terminal=False, width=120)
     traits = Traits.load(path.parent / TRAITS)
     good_traits(traits)
-    for layer in traits.layers:
-        show_traits(output, traits, layer)
+    show_traits(output, traits)
     axis = Axis.load(path.parent / AXIS)
-    traits.row(layer_to_show(axis))
+    show_axis(output, axis)
     for layer in set(traits.layers) & set(axis.layers):
         cosines, compared = traits.cosines(axis, layer), controls(axis, layer)
         assert {one.trait for one in cosines} == set(traits.names)
         for one in cosines:
             good_cosine(one)
         assert all(0 <= found <= 1 + 1e-6 for found in compared if found is not None), compared
-        show_trait_cosines(output, traits, cosines, compared, layer)
+        if layer == layer_to_show(axis):
+            show_trait_cosines(output, traits, cosines, compared, layer)
     assert output.file.getvalue().replace("\n", "").isprintable()
 
 
