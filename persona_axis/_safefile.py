@@ -94,6 +94,15 @@ def wrong_format(expected: str, stated: object) -> str:
     return f"format: expected {expected!r}, found {stated!r}{ours}"
 
 
+def refuse_replacing(path: str | os.PathLike[str], kind: str) -> None:
+    """Raise `AxisFileError` where a file is in the way that is none of `kind`, such as "persona-traits"."""
+    found = stated_format(path).partition("/")[0]
+    if found != kind and os.path.exists(path):
+        what = _OURS[found].partition(":")[0] if found in _OURS else "there already"
+        made = _OURS[kind].partition(":")[0]
+        raise AxisFileError(f"{path}: is {what}, and {made} would replace it: name another file, or move this one away")
+
+
 def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file in one step: after any failure the file that was there is untouched.
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from persona_axis._safefile import refuse_replacing
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.events import (
@@ -97,6 +98,7 @@ def extract(
     """
     options = Options.preset(chat) if options is None else options
     judge = default_judge(chat) if judge is None else judge
+    refuse_replacing(out, "persona-axis")
     return _run(chat, probes, options, Path(out), run_dir, judge, progress, finish)
 
 
@@ -121,6 +123,7 @@ def extract_traits(
     options = Options.traits_preset(chat) if options is None else options
     if options.roles is not None:
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
+    refuse_replacing(out, "persona-traits")
     poles = as_roles(traits, probes, options.prompts)
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
     options = replace(options, prompts=1, calibration=1)
