@@ -125,6 +125,12 @@ def extract_traits(
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
     refuse_replacing(out, "persona-traits")
     poles = as_roles(traits, probes, options.prompts)
+    if (most := options.prompts * options.questions) < options.min_accepted:
+        raise ExtractionError(
+            f"min_accepted={options.min_accepted}, but a pole of a trait gets only {most} replies ({options.prompts} "
+            f"instructions x {options.questions} questions): no trait would have a vector; ask more questions, or "
+            f"lower min_accepted (--min-accepted) to {most} or less"
+        )
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
     options = replace(options, prompts=1, calibration=1)
     made = partial(finish_traits, traits=traits)
