@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from persona_axis._asked import path_of, require
+from persona_axis._safefile import refuse_replacing
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.events import (
@@ -99,6 +100,7 @@ def extract(
     _require(chat, probes, options, judge, progress)
     options = Options.preset(chat) if options is None else options
     judge = default_judge(chat) if judge is None else judge
+    refuse_replacing(path_of("out", out), "persona-axis")
     return _run(chat, probes, options, path_of("out", out), run_dir, judge, progress, finish)
 
 
@@ -124,7 +126,14 @@ def extract_traits(
     options = Options.traits_preset(chat) if options is None else options
     if options.roles is not None:
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
+    refuse_replacing(out, "persona-traits")
     poles = as_roles(traits, probes, options.prompts)
+    if (most := options.prompts * options.questions) < options.min_accepted:
+        raise ExtractionError(
+            f"min_accepted={options.min_accepted}, but a pole of a trait gets only {most} replies ({options.prompts} "
+            f"instructions x {options.questions} questions): no trait would have a vector; ask more questions, or "
+            f"lower min_accepted (--min-accepted) to {most} or less"
+        )
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
     options = replace(options, prompts=1, calibration=1)
     made = partial(finish_traits, traits=traits)

@@ -336,5 +336,5 @@ class TestFile:
 
     def test_an_axis_file_is_no_cap_file(self, tmp_path):
         Axis.from_direction(units(1, 8), layers=[0], metadata={"num_layers": 2}).save(tmp_path / "axis")
-        with pytest.raises(AxisFileError, match="format: expected 'persona-cap/1'"):
+        with pytest.raises(AxisFileError, match="format: expected 'persona-cap/1', .*; this is an axis file"):
             Cap.load(tmp_path / "axis")
