@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from persona_axis._asked import path_of, require
+from persona_axis.axis import Axis
 from persona_axis.calibration.events import Event, Listener, Note, Planned, Saved, Stage, silent
 from persona_axis.calibration.measure import Bench
 from persona_axis.calibration.report import Calibration, write
@@ -25,14 +25,11 @@ from persona_axis.calibration.sweep import Sweep
 from persona_axis.calibration.tables import conversation_table
 from persona_axis.calibration.units import Units
 from persona_axis.capability import CapabilityTest, tasks_for
+from persona_axis.chat import ChatModel
 from persona_axis.conversations import Jailbreak, Script, load_jailbreaks, load_scripts
 from persona_axis.errors import CalibrationError
 from persona_axis.outcomes import OutcomeJudge, judge_for
 from persona_axis.sampling import Sampling
-
-if TYPE_CHECKING:
-    from persona_axis.axis import Axis
-    from persona_axis.chat import ChatModel
 
 __all__ = [
     "FLOORS", "Calibration", "Effort", "Event", "Interrupted", "Listener", "Note", "Planned",

@@ -22,9 +22,11 @@ from persona_axis import (
     PersonaAxisError,
     PersonaSpace,
     attach,
+    calibrate,
     drift,
     extract,
     load_probes,
+    simulate,
     steer,
 )
 from persona_axis._asked import layers_of, shown, whole
@@ -243,6 +245,10 @@ PLACES: dict[str, tuple[Callable[[Any, Any], Any], tuple[str, ...]]] = {
     "trajectory": (lambda g, x: drift.trajectory(g.chat, g.axis, x), ()),
     "trajectory, lever": (lambda g, x: drift.trajectory(g.chat, g.axis, TALK, lever=x),
                           ("cap", "None", "nothing", "nothing by name")),
+    "calibrate": (lambda g, x: calibrate.calibrate(x, g.axis, out=g.out), ("chat",)),
+    "calibrate, axis": (lambda g, x: calibrate.calibrate(g.chat, x, out=g.out), ("axis",)),
+    "simulate": (lambda g, x: simulate.simulate(x, []), ("chat",)),
+    "simulate, axis": (lambda g, x: simulate.simulate(g.chat, [], axis=x), ("axis", "None")),
     "extract": (lambda g, x: extract.extract(x, g.probes, OPTIONS, out=g.out), ("chat",)),
     "extract, probes": (lambda g, x: extract.extract(g.chat, x, OPTIONS, out=g.out), ()),
     "extract, options": (lambda g, x: extract.extract(g.chat, g.probes, x, out=g.out), ("None",)),
