@@ -195,6 +195,8 @@ def _own_parameters(module: nn.Module, prefix: str = "") -> dict[int, tuple[str,
             return _own_parameters(module.get_submodule(inside), prefix)
     own = module.named_parameters(recurse=False)
     found: dict[int, tuple[str, Tensor]] = {id(parameter): (prefix + name, parameter) for name, parameter in own}
+    if "_packed_params" in module._modules:  # torch's dynamically quantised layers keep their weights in no parameter
+        found[id(module)] = (f"{prefix}weight", module.weight().dequantize())  # type: ignore[operator]
     for name, child in module.named_children():
         found = _own_parameters(child, f"{prefix}{name}.") | found
     return found
@@ -213,13 +215,21 @@ def _sampled(tensors: list[Tensor]) -> bytes:
     for tensor in tensors:
         if tensor.is_meta:
             raise ModelError("weights on the meta device cannot be read: load the model first")
-        flat = tensor.detach().reshape(-1)
+        flat = _flat(tensor.detach())
         # Integer arithmetic, because a float linspace rounds differently from one device to another.
         count = min(_SAMPLES, flat.numel())
         at = torch.arange(count, device=flat.device) * flat.numel() // max(count, 1)
         values = flat[at]
         taken.append(values.to(torch.bfloat16).view(torch.int16) if values.is_floating_point() else values)
     return b"".join(values.to(device="cpu", dtype=torch.int64).numpy().tobytes() for values in taken)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The values in a row; of torchao's quantised tensors, which have no view of them, what they stand for."""
+    try:
+        return tensor.reshape(-1)
+    except NotImplementedError:
+        return tensor.dequantize().reshape(-1)
 
 
 def _present(module: nn.Module) -> ExitStack:
