@@ -99,7 +99,7 @@ def wrong_format(expected: str, stated: object) -> str:
 def refuse_replacing(path: str | os.PathLike[str], kind: str) -> None:
     """Raise `AxisFileError` where a file is in the way that is none of `kind`, such as "persona-traits"."""
     found = stated_format(path).partition("/")[0]
-    if found != kind and os.path.exists(path):
+    if found != kind and os.path.exists(path) and not os.path.isdir(path):
         what = _OURS[found].partition(":")[0] if found in _OURS else "there already"
         made = _OURS[kind].partition(":")[0]
         raise AxisFileError(f"{path}: is {what}, and {made} would replace it: name another file, or move this one away")
