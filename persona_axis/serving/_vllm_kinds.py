@@ -19,14 +19,19 @@ MIXED = "mixed"
 
 
 class Kinds:
-    """The prompt's length of each request that is on its way."""
+    """The prompt's length of each request that is on its way, and whose prompt is not read to its end."""
 
     def __init__(self) -> None:
         self._prompts: dict[str, int] = {}
+        self._reading: set[str] = set()
 
     def split(self, scheduled: Any, runner: Any, seen: Tensor) -> Iterator[tuple[str, Tensor]]:
         """`seen` [layers, tokens] of the step that `runner` has just run, by kind."""
+        if not self._reading:  # most steps: nobody is asked one by one
+            yield "reply", seen
+            return
         steps = {name: (self._prompts.get(name), start, count) for name, start, count in _scheduled(scheduled)}
+        self._reading -= {name for name, (length, start, count) in steps.items() if start + count >= (length or 0)}
         # Of each request, its tokens in this step and how many of them are its prompt's.
         parts = {
             name: (count, min(max(length - start, 0), count))
@@ -50,9 +55,12 @@ class Kinds:
         """What the scheduler says of requests that begin and end; of every step, also of one without tokens."""
         for name in scheduled.finished_req_ids:
             self._prompts.pop(name, None)
+            self._reading.discard(name)
         for new in scheduled.scheduled_new_reqs:
             ids = new.prompt_token_ids
             self._prompts[new.req_id] = len(new.prompt_embeds if ids is None else ids)
+            self._reading.add(new.req_id)
+        self._reading |= scheduled.scheduled_cached_reqs.resumed_req_ids
 
 
 def _scheduled(scheduled: Any) -> Iterator[tuple[str, int, int]]:

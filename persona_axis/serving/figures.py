@@ -145,5 +145,5 @@ def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _labels(row: dict[str, Any], **more: str) -> str:
-    pairs: dict[str, Any] = {"layer": row["layer"], **{key: row[key] for key in ("worker", "kind") if key in row}, **more}
+    pairs: dict[str, Any] = {key: row[key] for key in ("layer", "worker", "kind") if key in row} | more
     return "{" + ",".join(f'{key}="{value}"' for key, value in pairs.items()) + "}"

@@ -10,9 +10,12 @@ import torch
 from persona_axis.serving._vllm_kinds import Kinds
 
 
-def step(new: dict[str, tuple[int, int, int]], cached: dict[str, tuple[int, int]], gone: tuple[str, ...] = ()) -> Any:
-    """New requests as (prompt, computed, now), known ones as (computed, now)."""
-    known = {"req_ids": list(cached), "num_computed_tokens": [computed for computed, _ in cached.values()]}
+def step(
+    new: dict[str, tuple[int, int, int]], cached: dict[str, tuple[int, int]], gone: Any = (), again: Any = ()
+) -> Any:
+    """New requests as (prompt, computed, now), known ones as (computed, now); who is gone, who was put off before."""
+    known: dict[str, Any] = {"req_ids": list(cached), "num_computed_tokens": [done for done, _ in cached.values()]}
+    known["resumed_req_ids"] = set(again)
     return SimpleNamespace(
         finished_req_ids=set(gone),
         scheduled_new_reqs=[
@@ -49,8 +52,9 @@ def test_rows_go_by_the_runner_s_order_and_positions_by_the_scheduler() -> None:
         assert found == {"prompt": [[0, 2, 3, 4], [5, 7, 8, 9]], "reply": [[1], [6]]}
         assert list(told(kinds, step({}, {"a": (4, 1), "b": (5, 1), "c": (4, 1)}), None)) == ["reply"]
         # a was put off and is read again with what it had said: two of its tokens are a reply's.
-        found = told(kinds, step({}, {"a": (0, 5), "b": (6, 1)}, ("c",)), runner("b", "a"))
+        found = told(kinds, step({}, {"a": (0, 5), "b": (6, 1)}, "c", "a"), runner("b", "a"))
         assert found == {"prompt": [[1, 2, 3], [7, 8, 9]], "reply": [[0, 4, 5], [6, 10, 11]]}
+        assert list(told(kinds, step({}, {"a": (5, 1), "b": (7, 1)}), None)) == ["reply"]
 
 
 def test_a_name_that_comes_again_has_its_new_prompt() -> None:
@@ -63,7 +67,7 @@ def test_nothing_is_kept_of_requests_that_are_gone() -> None:
     kinds = Kinds()
     told(kinds, step({"a": (2, 0, 2), "b": (2, 0, 2)}, {}), None)
     kinds.note(step({}, {}, ("a", "b")))
-    assert not kinds._prompts
+    assert not kinds._prompts and not kinds._reading
 
 
 def test_what_cannot_be_told_apart_is_counted_as_that() -> None:
@@ -72,4 +76,6 @@ def test_what_cannot_be_told_apart_is_counted_as_that() -> None:
         kinds = Kinds()
         told(kinds, step({"a": (3, 0, 3)}, {}), None)
         assert told(kinds, scheduled, runner) == {"mixed": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]}
-    assert list(told(Kinds(), step({}, {"never seen": (3, 1)}), first_runner("never seen"))) == ["mixed"]
+    kinds = Kinds()
+    told(kinds, step({"a": (9, 0, 2)}, {}), None)
+    assert list(told(kinds, step({}, {"a": (2, 1), "never seen": (3, 1)}), first_runner("a", "never seen"))) == ["mixed"]
