@@ -3,8 +3,8 @@
     python benchmarks/figures_cost.py
 
 `attach` and `persona-axis serve` hold a layer by `Attached.hold`; vLLM's layers have a `StreamEdit`, and its worker
-counts all of them once a step, prompts and replies apart. The variants take turns, and the fastest round of each counts:
-what else the machine does only ever adds.
+counts all of them once a step, prompts and replies apart. The variants take turns; the fastest round of each
+counts, for what else the machine does only ever adds.
 """
 
 from __future__ import annotations

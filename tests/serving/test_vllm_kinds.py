@@ -78,4 +78,4 @@ def test_what_cannot_be_told_apart_is_counted_as_that() -> None:
         assert told(kinds, scheduled, runner) == {"mixed": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]}
     kinds = Kinds()
     told(kinds, step({"a": (9, 0, 2)}, {}), None)
-    assert list(told(kinds, step({}, {"a": (2, 1), "never seen": (3, 1)}), first_runner("a", "never seen"))) == ["mixed"]
+    assert list(told(kinds, step({}, {"a": (2, 1), "unheard": (3, 1)}), first_runner("a", "unheard"))) == ["mixed"]
