@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.v1.worker.worker_base import WorkerBase
 
 from persona_axis.cap import Cap
 from persona_axis.errors import CapError
@@ -25,7 +24,12 @@ from persona_axis.serving._vllm_kinds import KINDS, MIXED, Kinds
 from persona_axis.serving._vllm_layers import decoder_layers, put_on
 from persona_axis.serving._vllm_proof import prove
 from persona_axis.serving.figures import Figures, as_json
-from persona_axis.serving.vllm import ALLOW, asked
+from persona_axis.serving.vllm import ALLOW, asked, missing
+
+try:
+    from vllm.v1.worker.worker_base import WorkerBase
+except ImportError as error:
+    raise missing(error) from error
 
 # vLLM gives its own loggers a handler and a level; a name below them shares both.
 log = logging.getLogger("vllm.persona_axis")
