@@ -21,9 +21,10 @@ def main(told: dict[str, Any]) -> dict[str, Any]:
         return [list(out.outputs[0].token_ids) for out in llm.generate(prompts, greedy, use_tqdm=False)]
 
     done: dict[str, Any] = {"first": ask()}
-    done["again"] = ask()  # from the prefix cache, as far as it reaches
     if told.get("capped", True):
         done["figures"] = llm.collective_rpc("persona_axis_figures")
+    done["again"] = ask()  # from the prefix cache, as far as it reaches
+    if told.get("capped", True):
         done["refused"] = llm.collective_rpc("persona_axis_check", args=("/no/such/cap.safetensors",))
         llm.collective_rpc("persona_axis_change", args=(None,))
         llm.reset_prefix_cache()
