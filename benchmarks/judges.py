@@ -71,7 +71,7 @@ def row(name: str, kind: str, found: Agreement) -> str:
 
 
 def classifier(steps: int, seed: int) -> NliJudge:
-    """Trained on statements of facts and lines: the same value entails, another contradicts, another kind is neutral."""
+    """Trained on facts and lines: the same value entails, another one contradicts, another kind of fact is neutral."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(troupe_path())
     labels = dict(enumerate(LABELS))
