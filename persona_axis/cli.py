@@ -17,6 +17,7 @@ from persona_axis._cli_calibrate import calibrate
 from persona_axis._cli_chat import chat
 from persona_axis._cli_drift import drift
 from persona_axis._cli_serve import serve, sglang
+from persona_axis._cli_signals import signals
 from persona_axis._cli_vectors import export, import_
 from persona_axis._judge_options import judge_options, judge_settings
 from persona_axis._options import (
@@ -251,7 +252,7 @@ def generate(model: str, revision: str | None, dtype: str, device_map: str | Non
     show_conversation(Output(), prompts, runs[: 1 + bool(held)])
 
 
-for command in (drift, calibrate, chat, serve, sglang, import_, export):
+for command in (drift, signals, calibrate, chat, serve, sglang, import_, export):
     app.add_command(command)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
+from persona_axis._records import json_object
 from persona_axis.conversations import Conversation
 from persona_axis.errors import ConversationError
 
@@ -95,3 +97,32 @@ def _fact(given: Any, where: str) -> Fact:
         return Fact(*parts)
     except ConversationError as error:
         raise ConversationError(f"{where}: {error}") from error
+
+
+def read_personas(path: str | Path) -> Persona | dict[str, Persona]:
+    """One persona for all, or by conversation, from JSON lines as `Persona.of_record` takes them.
+
+    A file of several lines has the `conversation`'s id on each. Raises `ConversationError` with file and line.
+    """
+    found: dict[str | None, Persona] = {}
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise ConversationError(f"cannot read {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        record = json_object(line, where, ConversationError, first=number == 1)
+        if record is None:
+            continue
+        whose = record.get("conversation")
+        if whose is not None and not isinstance(whose, str):
+            raise ConversationError(f"{where}: 'conversation' must be the id of one, got {whose!r:.40}")
+        if whose in found:
+            who = "no conversation" if whose is None else f"conversation {whose!r}"
+            raise ConversationError(f"{where}: a second persona for {who}: with several, name the conversation of each")
+        found[whose] = Persona.of_record(record, where)
+    if not found:
+        raise ConversationError(f"{path}: holds no persona")
+    if None in found and len(found) > 1:
+        raise ConversationError(f"{path}: one persona is for all conversations and others are for single ones: choose")
+    return found[None] if None in found else {str(whose): persona for whose, persona in found.items()}

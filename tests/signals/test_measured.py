@@ -127,3 +127,13 @@ def test_troupe_states_facts_that_it_was_told_and_none_that_it_was_not(troupe: C
     assert own.estimate.value > 0.5 > 0.15 > other.estimate.value
     assert own.rows == sum(len(one.askable) for one in personas.values())
     assert not math.isnan(own.estimate.low)
+
+
+def test_troupes_replies_owe_more_to_their_own_message_than_to_another(troupe: ChatModel) -> None:
+    rng = random.Random(5)
+    asked = [one.say(rng, "train") for one in rng.sample(messages.written("question"), 24)]
+    said = [replies.speak(rng, voices.log_probabilities(voices.ASSISTANT, 0.7), one) for one in asked]
+    own = relevance(troupe, [talk(f"{i}", asked[i].text, reply) for i, reply in enumerate(said)])
+    other = relevance(troupe, [talk(f"{i}", asked[i - 1].text, reply) for i, reply in enumerate(said)])
+    assert own.estimate.low > 0.5 > other.estimate.high
+    assert (own.frame["value"] > other.frame["value"]).mean() > 0.9
