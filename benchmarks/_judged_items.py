@@ -11,7 +11,7 @@ from persona_axis.organism.replies import speak
 from persona_axis.organism.truth import kind_of, persona_with_facts
 from persona_axis.organism.voices import ASSISTANT, Array, archetypes, band, log_probabilities
 
-KINDS = ("fits, far roles", "fits, near roles", "conflicts", "agrees", "answers")
+KINDS = ("fits, far roles", "fits, near roles", "conflicts", "conflicts, own lines", "agrees", "answers")
 _TEMPERATURE = 0.7  # that of replies everywhere
 
 
@@ -50,7 +50,10 @@ def _item(rng: random.Random, kind: str, true: bool, split: str) -> Known:
     line = speak(rng, voice, message)
     if kind == "agrees":
         return Known(kind, Agrees(fact.question, fact.answer, line), true, role)
-    return Known(kind, Conflicts(line, (fact.statement,)), true, role)
+    earlier = fact.statement
+    if kind == "conflicts, own lines":
+        earlier = speak(rng, voice, replace(message, exact=(fact.answer,)))
+    return Known(kind, Conflicts(line, (earlier,)), true, role)
 
 
 def _fits(rng: random.Random, kind: str, true: bool, split: str) -> Known:

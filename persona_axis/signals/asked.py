@@ -65,4 +65,5 @@ def fact_consistency(
         about = f"{fact.question} {reply}" if reply is not None else f"no room in the context to ask: {fact.question}"
         value = math.nan if chance is None else float(chance >= 0.5)
         rows.append(Row(one, turn, value, against=0, probability=math.nan if chance is None else chance, about=about))
-    return signal("fact_consistency", rows, "more answers about itself say what is known", judge=judge.name)
+    means = "more answers about itself say what is known"
+    return signal("fact_consistency", rows, means, judge=judge.name, yes_or_no=True)

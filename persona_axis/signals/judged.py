@@ -30,7 +30,7 @@ def adherence(conversations: Given, judge: SignalJudge, personas: Personas = Non
         _row(Row(one, line.turn, math.nan, against=0), next(given) if persona else None, UNREAD if persona else NOBODY)
         for one, persona, line in told
     ]
-    return signal("adherence", rows, "more lines fit the persona", judge=judge.name)
+    return signal("adherence", rows, "more lines fit the persona", judge=judge.name, yes_or_no=True)
 
 
 def answers(conversations: Given, judge: SignalJudge) -> Signal:
@@ -42,7 +42,7 @@ def answers(conversations: Given, judge: SignalJudge) -> Signal:
              UNREAD if line.message else "no message of the user before it")
         for one, line in told
     ]  # fmt: skip
-    return signal("answers", rows, "more replies answer the user", judge=judge.name)
+    return signal("answers", rows, "more replies answer the user", judge=judge.name, yes_or_no=True)
 
 
 def self_consistency(conversations: Given, judge: SignalJudge) -> Signal:
@@ -64,7 +64,7 @@ def self_consistency(conversations: Given, judge: SignalJudge) -> Signal:
                 value = math.nan if found is None else float(place not in found)
                 about = UNREAD if found is None else earlier.text if place in found else None
                 rows.append(Row(one, line.turn, value, against=earlier.turn, about=about))
-    return signal("self_consistency", rows, "fewer pairs of own lines conflict", judge=judge.name)
+    return signal("self_consistency", rows, "fewer pairs of own lines conflict", judge=judge.name, yes_or_no=True)
 
 
 def contradiction(conversations: Given, judge: SignalJudge, personas: Personas = None) -> Signal:
@@ -90,7 +90,8 @@ def contradiction(conversations: Given, judge: SignalJudge, personas: Personas =
         else:
             against, about = known[found[0]] if found else (None, None)
             rows.append(Row(one, line.turn, float(bool(found)), against=against, about=about))
-    return signal("contradiction", rows, "more lines contradict the persona or an own line", judge=judge.name)
+    means = "more lines contradict the persona or an own line"
+    return signal("contradiction", rows, means, judge=judge.name, yes_or_no=True)
 
 
 def _row(row: Row, chance: float | None, why: str) -> Row:

@@ -80,7 +80,8 @@ def capability(
         Row(Conversation(f"item {i}", (), part, split), 1, value)
         for i, (value, part) in enumerate(zip(scores.values, scores.parts, strict=True))
     ]
-    return signal("capability", rows, "more items are right", judge=test.name)
+    right_or_wrong = set(scores.values) <= {0.0, 1.0}
+    return signal("capability", rows, "more items are right", judge=test.name, yes_or_no=right_or_wrong)
 
 
 def _both(one: Conversation, line: Line) -> tuple[list[dict[str, str]], list[dict[str, str]]]:

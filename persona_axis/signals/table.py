@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from persona_axis._shares import NOTHING, average, share
@@ -50,6 +49,8 @@ class Signal:
     high: float
     means: str
     judge: str = ""
+    yes_or_no: bool = False
+    """Whether each value is 1 or 0, so that the mean is a share."""
 
     @property
     def rows(self) -> int:
@@ -63,7 +64,8 @@ class Signal:
 
     @property
     def estimate(self) -> Estimate:
-        """Mean over the judged rows with a 95% interval over conversations: a bootstrap, Wilson's where all are alike.
+        """Mean over the judged rows with a 95% interval over conversations: a bootstrap, of a share Wilson's where all
+        are alike.
 
         NaN without judged rows, and without an interval for fewer than 5 conversations.
         """
@@ -71,17 +73,26 @@ class Signal:
         values, clusters = judged["value"].to_numpy(), judged["conversation"].tolist()
         if not len(values):
             return NOTHING
-        yes_or_no = set(np.unique(values)) <= {0.0, 1.0}
-        return share((values == 1).tolist(), clusters) if yes_or_no else average(values, clusters)
+        return share((values == 1).tolist(), clusters) if self.yes_or_no else average(values, clusters)
 
 
 def signal(
-    name: str, rows: Iterable[Row], means: str, low: float = 0.0, high: float = 1.0, judge: str = ""
-) -> Signal:
-    """The rows as a signal. Raises `SignalError` for a value outside [low, high]: then the signal is wrong."""
+    name: str, rows: Iterable[Row], means: str, low: float = 0.0, high: float = 1.0, judge: str = "",
+    yes_or_no: bool = False,
+) -> Signal:  # fmt: skip
+    """The rows as a signal.
+
+    Raises `SignalError` for a value outside [low, high], or between 0 and 1 where it is yes or no: then the signal is
+    wrong.
+    """
     made = list(rows)
     for row in made:
-        if not math.isnan(row.value) and not low <= row.value <= high:
+        if math.isnan(row.value):
+            continue
+        if yes_or_no and row.value not in (0, 1):
+            where = f"{name}: conversation {row.conversation.id!r}, turn {row.turn}"
+            raise SignalError(f"{where}: {row.value} is not 0 or 1")
+        if not low <= row.value <= high:
             raise SignalError(
                 f"{name}: conversation {row.conversation.id!r}, turn {row.turn}: {row.value} lies outside "
                 f"[{low:g}, {high:g}]"
@@ -94,7 +105,7 @@ def signal(
         **{key: [getattr(row, key) for row in made] for key in COLUMNS[4:]},
     }
     frame = pd.DataFrame({key: pd.Series(columns[key], dtype=dtype) for key, dtype in DTYPES.items()})
-    return Signal(name, frame, low, high, means, judge)
+    return Signal(name, frame, low, high, means, judge, yes_or_no)
 
 
 def together(signals: Sequence[Signal]) -> pd.DataFrame:

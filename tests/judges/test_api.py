@@ -21,6 +21,7 @@ from persona_axis.judges import Judged, named, verdicts
 from persona_axis.judges._prompts import messages, verdict
 from persona_axis.judges.questions import Agrees, Answers, Conflicts, Fits, Rates, Rubric
 from persona_axis.persona import Persona
+from persona_axis.sampling import Sampling
 from persona_axis.signals import adherence, self_consistency
 
 pytest.importorskip("openai")
@@ -335,3 +336,26 @@ def test_troupe_behind_our_own_server_is_asked_and_cannot_judge(tmp_path: Path) 
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_extraction_with_a_judge_behind_an_api(serve, tmp_path: Path) -> None:
+    """Every other rollout is in role: the judge's scores decide which count, and its name goes into the file."""
+    import chat_factory as tiny
+
+    from persona_axis import Axis
+    from persona_axis.extract import Options, extract
+
+    def act(handler: BaseHTTPRequestHandler, n: int) -> None:
+        material = json.loads(server.bodies[n - 1]["messages"][1]["content"].split("Material:\n", 1)[1])
+        scored[material["reply"], material["role"]] = score = 3 if len(material["reply"]) % 2 else 1
+        reply(handler, completion(json.dumps({"score": score})))
+
+    scored: dict[tuple[str, str], int] = {}
+    server = serve(act)
+    judge = named("api", "m", url=server.url, cache=tmp_path / "kept", bounds=QUICK, concurrency=1)
+    options = Options(roles=4, prompts=2, questions=8, min_accepted=2, calibration=20, sampling=Sampling(1.0, 1.0, 6))
+    extract(tiny.chat(), tiny.probes(), options, out=tmp_path / "axis.safetensors", judge=judge)
+    about = Axis.load(tmp_path / "axis.safetensors").metadata
+    assert about["judge"] == "api m, prompts 1"
+    assert 0 < sum(about["accepted"].values() if isinstance(about["accepted"], dict) else about["accepted"]) < 64
+    assert judge.spent.requests == len(server.bodies) > 20 and set(scored.values()) == {1, 3}

@@ -91,6 +91,8 @@ def test_values_stay_in_their_range_and_nan_is_counted() -> None:
     one = talk("a", "x", "y")
     with pytest.raises(SignalError, match="turn 1: 1.5 lies outside"):
         signal("s", [Row(one, 1, 1.5)], "")
+    with pytest.raises(SignalError, match="turn 1: 0.5 is not 0 or 1"):
+        signal("s", [Row(one, 1, 0.5)], "", yes_or_no=True)
     found = signal("s", [Row(one, 1, 1.0), Row(one, 2, math.nan)], "more")
     assert (found.rows, found.unjudged, found.estimate.value) == (2, 1, 1.0)
     assert tuple(found.frame.columns) == COLUMNS
@@ -102,6 +104,9 @@ def test_the_interval_is_over_conversations() -> None:
     alone = signal("s", [Row(talk(f"{i}", "x", "y"), 1, i % 2 * 1.0) for i in range(60)], "")
     assert clustered.estimate.value == alone.estimate.value == 0.5
     assert clustered.estimate.high - clustered.estimate.low > 2 * (alone.estimate.high - alone.estimate.low)
+    alike = [Row(talk(f"{i}", "x", "y"), 1, 1.0) for i in range(8)]
+    assert signal("s", alike, "").estimate.low == 1, "a mean of values that are all alike"
+    assert 0.6 < signal("s", alike, "", yes_or_no=True).estimate.low < 0.7, "a share: 8 of 8, by Wilson"
     few = signal("s", [Row(talk(f"{i}", "x", "y"), 1, 0.25 * i) for i in range(3)], "").estimate
     assert few.value == 0.25 and math.isnan(few.low)
 

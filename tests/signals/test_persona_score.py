@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_the_score_falls_when_personas_are_shuffled_and_more_when_they_are_dropped() -> None:
     """Troupe plays archetypes, its parser judges: who is told to be another, or nobody, shows less of the persona."""
     rng = random.Random(0)
-    names = rng.sample([v.name for v in voices.archetypes().values() if voices.band(v.likeness) != "near"], 16)
+    names = rng.sample([v.name for v in voices.archetypes().values() if voices.band(v.likeness) != "near"], 12)
     asked = messages.written("question")
     probes = [
         PersonaProbe(name, Persona(role_prompt(rng, name, "train"), role=name), ("home",),
@@ -154,7 +154,7 @@ def test_the_shipped_personas_keep_their_promises() -> None:
         assert 3 <= len(one.settings) == len(set(one.settings)) and set(one.settings) <= set(SETTINGS)
         assert len(one.persona.askable) >= 3, one.name
         for texts in one.questions.values():
-            assert all(10 <= len(text) <= 300 for text in texts), one.name
+            assert all(8 <= len(text) <= 300 for text in texts), one.name
     assert set(load_rubrics()) == set(TASKS)
     starts = [" ".join(t.split()[:4]) for one in personas for texts in one.questions.values() for t in texts]
     assert max(map(starts.count, set(starts))) <= len(starts) // 50, "questions do not all begin alike"
