@@ -10,9 +10,10 @@ is counted and is no verdict.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,8 @@ class ApiJudge:
     """Judges rollouts (`Judge`) and answers signals' questions (`SignalJudge`).
 
     `url` is the endpoint's, OpenAI's own without one. The key comes from the environment only: see `Endpoint.of`.
-    `concurrency` requests run at a time. `cache` is a directory (None: nothing is kept). `prices` as in `Spent`.
+    `concurrency` requests run at a time. `options` are added to every request, and None takes one out: some models
+    refuse a temperature, or call `max_tokens` otherwise ({"max_tokens": None, "max_completion_tokens": 2000}). `cache` is a directory (None: nothing is kept). `prices` as in `Spent`.
     Raises `JudgeError` for an endpoint that cannot be asked, and when asking fails: what was answered until then is in
     the cache.
     """
@@ -74,12 +76,15 @@ class ApiJudge:
         concurrency: int = 8,
         bounds: Bounds = Bounds(),  # noqa: B008  frozen
         prices: tuple[float, float] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if not model:
             raise JudgeError("a judge behind an API needs the model's name")
         if concurrency < 1:
             raise JudgeError(f"concurrency must be at least 1, got {concurrency}")
-        self.name = f"api {model}, prompts {_prompts.VERSION}"
+        self._options = dict(options or {})
+        told = f", {json.dumps(self._options, sort_keys=True)}" if self._options else ""
+        self.name = f"api {model}, prompts {_prompts.VERSION}{told}"
         self._endpoint = Endpoint.of(model, url, bounds)
         self._cache = None if cache is None else Cache(Path(cache))
         self._concurrency = concurrency
@@ -135,7 +140,8 @@ class ApiJudge:
             self._spent = replace(self._spent, **{name: getattr(self._spent, name) + n for name, n in more.items()})
 
     def _request(self, asked: _prompts.Asked) -> dict[str, Any]:
-        return {
+        request = {
             "model": self._endpoint.model, "messages": _prompts.messages(asked), "temperature": 0,
-            "max_tokens": _LONGEST_ANSWER,
+            "max_tokens": _LONGEST_ANSWER, **self._options,
         }  # fmt: skip
+        return {name: value for name, value in request.items() if value is not None}

@@ -128,6 +128,15 @@ def test_answers_are_kept_on_disk_and_a_damaged_one_is_asked_again(serve, tmp_pa
     assert other.answer(fits("a")) == [0.9] and len(server.bodies) == 4, "the model is part of the key"
 
 
+def test_options_are_added_and_none_takes_one_out(serve) -> None:
+    server = serve(lambda h, n: reply(h, completion(YES)))
+    options = {"max_tokens": None, "max_completion_tokens": 900}
+    judge = ApiJudge("m", url=server.url, options=options, bounds=QUICK)
+    assert judge.answer(fits("a")) == [0.9]
+    assert server.bodies[0]["max_completion_tokens"] == 900 and "max_tokens" not in server.bodies[0]
+    assert '"max_completion_tokens": 900' in judge.name
+
+
 def test_no_more_requests_run_at_once_than_allowed(serve) -> None:
     running, most, lock = 0, 0, threading.Lock()
 
