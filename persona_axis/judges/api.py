@@ -61,10 +61,10 @@ class ApiJudge:
     """Judges rollouts (`Judge`) and answers signals' questions (`SignalJudge`).
 
     `url` is the endpoint's, OpenAI's own without one. The key comes from the environment only: see `Endpoint.of`.
-    `concurrency` requests run at a time. `options` are added to every request, and None takes one out: some models
-    refuse a temperature, or call `max_tokens` otherwise ({"max_tokens": None, "max_completion_tokens": 2000}). `cache` is a directory (None: nothing is kept). `prices` as in `Spent`.
-    Raises `JudgeError` for an endpoint that cannot be asked, and when asking fails: what was answered until then is in
-    the cache.
+    `concurrency` requests run at a time. `cache` is a directory (None: nothing is kept). `prices` as in `Spent`.
+    `options` are added to every request, and None takes one out: some models refuse a temperature, or call `max_tokens`
+    otherwise ({"max_tokens": None, "max_completion_tokens": 2000}). Raises `JudgeError` for an endpoint that cannot be
+    asked, and when asking fails: what was answered until then is in the cache.
     """
 
     def __init__(
