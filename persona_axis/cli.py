@@ -17,7 +17,9 @@ from persona_axis._cli_calibrate import calibrate
 from persona_axis._cli_chat import chat
 from persona_axis._cli_drift import drift
 from persona_axis._cli_serve import serve, sglang
+from persona_axis._cli_signals import signals
 from persona_axis._cli_vectors import export, import_
+from persona_axis._judge_options import judge_options, judge_settings
 from persona_axis._options import (
     allow_option,
     bound,
@@ -51,7 +53,9 @@ def app() -> None:
 @click.option("--questions", type=click.IntRange(2), metavar="N", help="Questions asked with each prompt.")
 @click.option("--default-samples", type=click.IntRange(1), metavar="N", help="Replies of the default to each question.")
 @sampling_options("48 for Troupe, else 128; 512 with --full")
-@click.option("--judge", type=click.Choice(["all", "troupe"]), help="Who accepts replies: everybody, Troupe's parser.")
+@click.option("--judge", type=click.Choice(["all", "troupe", "api"]),
+              help="Who accepts replies: everybody, Troupe's parser, a model behind an API.")  # fmt: skip
+@judge_options
 @click.option("--accept", metavar="LIST", callback=scores, help="Scores that count for a role vector.  [default: 3]")
 @click.option("--min-accepted", type=click.IntRange(1), metavar="N", help="Replies a role needs.  [default: 10]")
 @click.option("--calibration", type=click.IntRange(1), metavar="N", help="Rollouts read again for the percentiles.")
@@ -81,6 +85,9 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         raise click.UsageError(f"--{unfit[0]} goes with an axis; traits are named with --only")
     if traits and judge == "troupe":
         raise click.UsageError("--judge troupe reads archetypes off a reply, no traits: leave it out")
+    if traits and judge == "api":
+        raise click.UsageError("--judge api scores roles, no traits: leave it out")
+    about_judge = judge_settings(judge, plan)
 
     from rich.console import Console
 
@@ -112,11 +119,13 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         return
 
     options = Options.preset(chat, full=full, **plan)
-    who = named(judge) if judge else None
+    who = named(judge, **about_judge) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
         found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)
     show_axis(Output(), found.axis)
+    if spent := getattr(who, "spent", None):
+        click.echo(f"the judge took {spent}", err=True)
 
 
 @app.command(short_help="Show an axis file, or how traits lie to it.")
@@ -245,7 +254,7 @@ def generate(model: str, revision: str | None, dtype: str, device_map: str | Non
     show_conversation(Output(), prompts, runs[: 1 + bool(held)])
 
 
-for command in (drift, calibrate, chat, serve, sglang, import_, export):
+for command in (drift, signals, calibrate, chat, serve, sglang, import_, export):
     app.add_command(command)
 
 

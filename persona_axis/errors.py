@@ -74,6 +74,10 @@ class DriftError(PersonaAxisError):
     """A trajectory cannot be measured or simulated: the conversation, the turn, and what to do about it."""
 
 
+class SignalError(PersonaAxisError):
+    """A signal cannot be computed, or its values are not what it says they are; the text names it and the turn."""
+
+
 class CapabilityError(PersonaAxisError):
     """What a lever costs cannot be measured: the task, and what to do about it."""
 

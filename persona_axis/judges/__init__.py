@@ -3,11 +3,17 @@ package."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from persona_axis.chat import ChatModel
 from persona_axis.errors import JudgeError
 from persona_axis.judges.accept_all import AcceptAll
 from persona_axis.judges.base import MEANING, SCORES, Judge, Judged, verdicts
+from persona_axis.judges.questions import SignalJudge
 from persona_axis.judges.troupe import TroupeParser
+
+if TYPE_CHECKING:
+    from persona_axis.judges.api import ApiJudge
 
 __all__ = [
     "MEANING",
@@ -15,22 +21,54 @@ __all__ = [
     "AcceptAll",
     "Judge",
     "Judged",
+    "SignalJudge",
     "TroupeParser",
     "default_judge",
     "named",
+    "named_for_signals",
     "verdicts",
 ]
 
-NAMES = ("all", "troupe")
+NAMES = ("all", "troupe", "api")
+SIGNAL_NAMES = ("troupe", "api", "nli")
 
 
-def named(name: str) -> Judge:
-    """A judge by its name on the command line; raises `JudgeError` for a name that is none."""
+def named(name: str, model: str | None = None, **settings: Any) -> Judge:
+    """A judge of rollouts by its name on the command line.
+
+    "api" needs the name of its `model`, and takes the `settings` of `ApiJudge`. Raises `JudgeError` for a name that is
+    none, and what the judge raises.
+    """
     if name == "all":
         return AcceptAll()
     if name == "troupe":
         return TroupeParser()
+    if name == "api":
+        return _api(model, settings)
     raise JudgeError(f"no judge is called {name!r}: there are {', '.join(NAMES)}")
+
+
+def named_for_signals(name: str, model: str | None = None, **settings: Any) -> SignalJudge:
+    """A judge of signals' questions, likewise: troupe, api, or nli with the directory or hub name of its `model`."""
+    if name == "troupe":
+        return TroupeParser()
+    if name == "api":
+        return _api(model, settings)
+    if name == "nli":
+        from persona_axis.judges.nli import NliJudge
+
+        if not model:
+            raise JudgeError("judge nli needs a model that was trained for inference: name it with --judge-model")
+        return NliJudge.load(model)
+    raise JudgeError(f"no judge of signals is called {name!r}: there are {', '.join(SIGNAL_NAMES)}")
+
+
+def _api(model: str | None, settings: dict[str, Any]) -> ApiJudge:
+    from persona_axis.judges.api import ApiJudge  # what it takes is an extra
+
+    if not model:
+        raise JudgeError("judge api needs the name of its model: give it with --judge-model")
+    return ApiJudge(model, **settings)
 
 
 def default_judge(chat: ChatModel) -> Judge:
