@@ -51,7 +51,8 @@ def app() -> None:
 @click.option("--questions", type=click.IntRange(2), metavar="N", help="Questions asked with each prompt.")
 @click.option("--default-samples", type=click.IntRange(1), metavar="N", help="Replies of the default to each question.")
 @sampling_options("48 for Troupe, else 128; 512 with --full")
-@click.option("--judge", type=click.Choice(["all", "troupe"]), help="Who accepts replies: everybody, Troupe's parser.")
+@click.option("--judge", type=click.Choice(["all", "troupe", "listener"]),
+              help="Who accepts replies: everybody, Troupe's parser, the model as its own listener.")  # fmt: skip
 @click.option("--accept", metavar="LIST", callback=scores, help="Scores that count for a role vector.  [default: 3]")
 @click.option("--min-accepted", type=click.IntRange(1), metavar="N", help="Replies a role needs.  [default: 10]")
 @click.option("--calibration", type=click.IntRange(1), metavar="N", help="Rollouts read again for the percentiles.")
@@ -79,8 +80,8 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         raise click.UsageError("--only names traits: it goes with --traits")
     if traits and (unfit := [name for name in ("roles", "calibration") if plan[name] is not None]):
         raise click.UsageError(f"--{unfit[0]} goes with an axis; traits are named with --only")
-    if traits and judge == "troupe":
-        raise click.UsageError("--judge troupe reads archetypes off a reply, no traits: leave it out")
+    if traits and judge in ("troupe", "listener"):
+        raise click.UsageError(f"--judge {judge} reads archetypes off a reply, no traits: leave it out")
 
     from rich.console import Console
 
@@ -110,7 +111,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
 
     options = Options.preset(chat, full=full, **plan)
     path = out or Path(f"{slug(model)}-axis.safetensors")
-    who = named(judge) if judge else None
+    who = named(judge, chat, chosen) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
         found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)
