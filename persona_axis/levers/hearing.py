@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from persona_axis._memory import unfit_cache
 from persona_axis.errors import ListenerError
 from persona_axis.levers.listener import Listener, log_s0_of, undecided
 from persona_axis.levers.worlds import Worlds, encode_worlds
@@ -82,6 +84,16 @@ def heard(listener: Listener, log_s0: Tensor) -> Tensor:
     return torch.stack(found) if found else torch.empty_like(log_s0)
 
 
+def log_s1(listener: Listener, log_s0: Tensor, ids: Sequence[int]) -> Tensor:
+    """log S1 [tokens] of each token of a given reply, from log S0 [tokens, worlds, vocabulary]; world 0 is true."""
+    chosen = torch.tensor(ids, dtype=torch.int64, device=log_s0.device)[:, None, None]
+    said = log_s0.gather(-1, chosen.expand(-1, log_s0.shape[1], 1))[..., 0]
+    priors = [undecided(said[0])]
+    for heard in said[:-1]:
+        priors.append(listener.after(heard, priors[-1]))
+    return listener.speak(log_s0, torch.stack(priors)).gather(-1, chosen[:, 0])[:, 0]
+
+
 def next_tokens(
     chat: ChatModel, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], batch: int
 ) -> Iterator[Tensor]:
@@ -93,6 +105,30 @@ def next_tokens(
             logits = chat.model(input_ids=padded.ids, attention_mask=padded.mask, use_cache=False).logits
         for (prompt, reply), row in zip(pairs, logits, strict=True):
             yield log_s0_of(row[len(prompt) - 1 : len(prompt) + len(reply) - 1])
+
+
+def continuations(
+    chat: ChatModel, prompt: Sequence[int], replies: Sequence[Sequence[int]], batch: int
+) -> Iterator[Tensor]:
+    """`next_tokens` for several replies to one prompt, which is read once where the model's cache can be shared."""
+    with torch.inference_mode():
+        start = torch.tensor([list(prompt[:-1])], device=chat.device)
+        cache = chat.model(input_ids=start, use_cache=True).past_key_values if start.shape[1] else None
+    if cache is None or unfit_cache(cache):
+        yield from next_tokens(chat, [prompt] * len(replies), replies, batch)
+        return
+    for first in range(0, len(replies), batch):
+        part = replies[first : first + batch]
+        padded = chat.pad_right([[prompt[-1], *reply] for reply in part])
+        shared = copy.deepcopy(cache)
+        shared.batch_repeat_interleave(len(part))
+        seen = torch.ones(len(part), start.shape[1], dtype=padded.mask.dtype, device=padded.mask.device)
+        with torch.inference_mode():
+            logits = chat.model(
+                input_ids=padded.ids, attention_mask=torch.cat([seen, padded.mask], 1), past_key_values=shared
+            ).logits
+        for reply, row in zip(part, logits, strict=True):
+            yield log_s0_of(row[: len(reply)])
 
 
 def reply_ids(chat: ChatModel, messages: Messages, reply: str) -> list[int]:

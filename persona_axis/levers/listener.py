@@ -55,18 +55,21 @@ class Listener:
             raise ListenerError(f"prior must be one of {', '.join(get_args(Prior))}, got {self.prior!r}")
 
     def hear(self, log_s0: Tensor, prior: Tensor) -> Tensor:
-        """log L0 [..., worlds, vocabulary] of every next token, from log S0 of that shape and log p [..., worlds].
+        """log L0(true | u) [..., vocabulary] of every next token, from log S0 [..., worlds, vocabulary] and log p
+        [..., worlds]; world 0 is true.
 
         A token that is impossible in every world that the listener still holds possible tells it nothing.
         """
-        return _normalised(self._evidence(log_s0), prior[..., None].expand_as(log_s0), dim=-2)
+        joint = prior[..., None] + self._evidence(log_s0)
+        total = joint.logsumexp(-2)
+        return torch.where(total.isneginf(), prior[..., :1], joint[..., 0, :] - total)
 
     def speak(self, log_s0: Tensor, prior: Tensor) -> Tensor:
-        """log S1 [..., vocabulary], from log S0 [..., worlds, vocabulary] and log p [..., worlds]; world 0 is true.
+        """log S1 [..., vocabulary], from log S0 [..., worlds, vocabulary] and log p [..., worlds].
 
         What the true world makes impossible stays so. A listener that has ruled the true world out has no say.
         """
-        heard = self.hear(log_s0, prior)[..., 0, :]
+        heard = self.hear(log_s0, prior)
         weighed = torch.where(heard.isneginf(), 0.0, self.alpha * heard)
         return (log_s0[..., 0, :] + weighed).log_softmax(-1)
 
@@ -78,7 +81,9 @@ class Listener:
 
     def posterior(self, log_said: Tensor, prior: Tensor) -> Tensor:
         """log L0 [..., worlds] after a token was chosen whose log S0 are `log_said` [..., worlds]."""
-        return _normalised(self._evidence(log_said), prior, dim=-1)
+        joint = prior + self._evidence(log_said)
+        total = joint.logsumexp(-1, keepdim=True)
+        return torch.where(total.isneginf(), prior, joint - total)
 
     def _evidence(self, log_s0: Tensor) -> Tensor:
         # 0 * -inf is no number, and a listener without beta hears nothing
@@ -165,9 +170,3 @@ def generate(
     speaker = Speaker(listener or Listener(), len(rows), len(rows[0]), sampling.processors())
     ids = chat.generate_ids([p for row in rows for p in row], sampling, seed, processors=[speaker])[:: len(rows[0])]
     return Generated(chat.decode(ids), ids)
-
-
-def _normalised(evidence: Tensor, prior: Tensor, dim: int) -> Tensor:
-    joint = prior + evidence
-    total = joint.logsumexp(dim, keepdim=True)
-    return torch.where(total.isneginf(), prior, joint - total)

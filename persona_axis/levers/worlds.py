@@ -24,7 +24,7 @@ def persona_worlds(messages: Messages, distractors: Sequence[str]) -> list[list[
     own, rest = persona_of(messages), [m for m in messages if m["role"] != "system"]
     _refuse_none(distractors, "distractor")
     for i, other in enumerate(distractors):
-        if _plain(other) == _plain(own):
+        if same_persona(other, own):
             raise ListenerError(
                 f"distractor {i} is the persona itself ({own[:60]!r}): nothing could tell them apart, choose another"
             )
@@ -56,6 +56,11 @@ def history_worlds(messages: Messages, histories: Sequence[Messages]) -> list[li
 def persona_of(messages: Messages) -> str:
     """The system prompt, or ""."""
     return next((m["content"] for m in messages if m["role"] == "system"), "")
+
+
+def same_persona(a: str, b: str) -> bool:
+    """The same words, whatever the case and spacing."""
+    return a.lower().split() == b.lower().split()
 
 
 def encode_worlds(chat: ChatModel, worlds: Sequence[Worlds], room: int = 0) -> list[list[list[int]]]:
@@ -101,7 +106,3 @@ def _refuse_none(given: Sequence[object], what: str) -> None:
         raise ListenerError(f"one {what} was given as bare text: give a list")
     if not given:
         raise ListenerError(f"no {what}: a listener needs at least one other world to tell the true one from")
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
