@@ -136,8 +136,8 @@ def calibration_error(posterior: np.ndarray, truth: np.ndarray) -> float:
 
 
 def judge(chat: ChatModel, args: argparse.Namespace) -> None:
-    head("roles", "replies", "in role", "accuracy", "kappa", "AUC", "AUC of the world's likelihoods", "of that ceiling, %",
-         "calibration error")  # fmt: skip
+    head("roles", "replies", "in role", "accuracy", "kappa", "AUC", "ceiling: the world's likelihoods",
+         "share of the ceiling, %", "calibration error")  # fmt: skip
     judging = ListenerJudge.of(chat, load_probes())
     print(f"<!-- {judging.name} -->")
     for distance in ("near", "middle", "far"):
@@ -177,9 +177,7 @@ def axis(chat: ChatModel, args: argparse.Namespace) -> None:
     sides = []
     for one in (ours, parsers):
         where_is = {name: i for i, name in enumerate(one.role_names)}
-        vectors = torch.as_tensor(np.asarray(one.role_vectors), dtype=torch.float64)[:, at]
-        default = torch.as_tensor(np.asarray(one.default_vector), dtype=torch.float64)[at]
-        sides.append((default, vectors[[where_is[name] for name in names]]))
+        sides.append((one.default[at].double(), one.roles[[where_is[name] for name in names], at].double()))
 
     def cosine(drawn: np.ndarray) -> float:
         a, b = (default - vectors[drawn].mean(0) for default, vectors in sides)
@@ -196,8 +194,9 @@ def cost(chat: ChatModel, args: argparse.Namespace) -> None:
     worlds = {n: [persona_worlds(c.messages, at_random(c.persona, strangers(12), n)) for c in asked] for n in (1, 2, 4)}
     ways: dict[str, Callable[[], list[list[int]]]] = {
         "base": lambda: chat.generate([c.messages for c in asked], sampling).ids,
-        **{f"listener, {n + 1} worlds": (lambda n=n: generate(chat, worlds[n], Listener(8.0), sampling).ids) for n in worlds},
     }
+    for n, rows in worlds.items():
+        ways[f"listener, {n + 1} worlds"] = lambda r=rows: generate(chat, r, Listener(8.0), sampling).ids
     head("32 conversations", "rows a forward", "tokens/s", "of the base's speed")
     speeds: list[float] = []
     for (name, way), rows in zip(ways.items(), (1, 2, 3, 5), strict=True):

@@ -18,6 +18,7 @@ from persona_axis._cli_chat import chat
 from persona_axis._cli_drift import drift
 from persona_axis._cli_serve import serve, sglang
 from persona_axis._cli_vectors import export, import_
+from persona_axis._listening import Listening, imagine, listener_options
 from persona_axis._options import (
     allow_option,
     bound,
@@ -211,13 +212,15 @@ def cap(axis: Path, layers: tuple[int, ...] | None, floor: Any, ceiling: Any, ou
 @click.option("--system", default="", help="System prompt, such as a character to play.")
 @click.option("--cap", "caps", multiple=True, type=click.Path(path_type=Path), help="Cap file; may be repeated.")
 @click.option("--axis", type=click.Path(path_type=Path), help="Axis file to read projections on.  [default: the caps']")
+@listener_options
 @sampling_options("128")
 @allow_option
 @debuggable
 def generate(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
              prompts: tuple[str, ...], system: str, caps: tuple[Path, ...], axis: Path | None,
-             allow: tuple[str, ...], seed: int, **sampling: Any) -> None:  # fmt: skip
-    """Talk to MODEL (Troupe if none is given), with the caps and without them, side by side.
+             allow: tuple[str, ...], seed: int, listening: Listening | None, distractors: tuple[str, ...],
+             **sampling: Any) -> None:  # fmt: skip
+    """Talk to MODEL (Troupe if none is given), with the caps and the listener and without them, side by side.
 
     Under each reply stands its projection on the axis: the mean over its tokens, larger = more Assistant.
     """
@@ -229,19 +232,21 @@ def generate(model: str, revision: str | None, dtype: str, device_map: str | Non
 
     ruler = Axis.load(axis) if axis else None
     held = [Cap.load(path) for path in caps]
+    imagined = imagine(listening, distractors, system, seed)
     how = Sampling(**{name: value for name, value in sampling.items() if value is not None})
     chat = load_model(model, revision, dtype, device_map, stack)
     if ruler:
         ruler.require(chat.model, chat.template.source, allow, stack)
     directions = directions_of(ruler, held)
 
-    def replies(*under: Cap) -> list[Said]:
-        talk = Talk(chat, how, system=system, caps=under, directions=directions, seed=seed, allow=allow)
+    def replies(*under: Cap, **listened: Any) -> list[Said]:
+        talk = Talk(chat, how, system=system, caps=under, directions=directions, seed=seed, allow=allow, **listened)
         return [talk.say(prompt) for prompt in prompts]
 
-    capped = replies(*held) if held else []  # first, because a cap also checks that it fits
-    runs = [("without the cap", replies()), ("with the cap", capped)]
-    show_conversation(Output(), prompts, runs[: 1 + bool(held)])
+    names = " and ".join(["the cap"] * bool(held) + ["the listener"] * bool(imagined))
+    changed = replies(*held, **imagined) if names else []  # first, because a cap also checks that it fits
+    runs = [(f"without {names}", replies()), (f"with {names}", changed)]
+    show_conversation(Output(), prompts, runs[: 1 + bool(names)])
 
 
 for command in (drift, calibrate, chat, serve, sglang, import_, export):

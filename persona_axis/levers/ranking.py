@@ -8,7 +8,7 @@ the gold reply, or one of each kind, comes first, and add up to 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -133,7 +133,7 @@ def rank(
 
 def _places(
     chat: ChatModel, context: Context, listeners: Sequence[Listener], distractors: Sequence[str], batch: int
-) -> Iterable[Place]:
+) -> list[Place]:
     lines = context.lines
     said = [reply_ids(chat, context.messages, line) for _, line in lines]
     (prompts,) = encode_worlds(chat, [persona_worlds(context.messages, distractors)], room=max(map(len, said)))
@@ -143,9 +143,11 @@ def _places(
         log_s0 = torch.stack(each, 1)
         for kept, listener in zip(totals, listeners, strict=True):
             kept.append(float(log_s1(listener, log_s0, ids).double().sum()))
+    found = []
     for kept in totals:
         mean = [total / len(ids) for total, ids in zip(kept, said, strict=True)]
-        yield Place(lines[max(range(len(mean)), key=mean.__getitem__)][0], kept[0], len(said[0]))
+        found.append(Place(lines[max(range(len(mean)), key=mean.__getitem__)][0], kept[0], len(said[0])))
+    return found
 
 
 def grid(alphas: Sequence[float], betas: Sequence[float]) -> list[Listener]:

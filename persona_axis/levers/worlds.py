@@ -63,12 +63,12 @@ def same_persona(a: str, b: str) -> bool:
     return a.lower().split() == b.lower().split()
 
 
-def encode_worlds(chat: ChatModel, worlds: Sequence[Worlds], room: int = 0) -> list[list[list[int]]]:
+def encode_worlds(chat: ChatModel, worlds: Sequence[Worlds], room: int | None = 0) -> list[list[list[int]]]:
     """Token ids of every conversation's worlds, [conversation][world], each with the header of the reply.
 
     Raises `ListenerError` where there is nothing to tell apart (no conversation, one world, one that reads as the
     true one does), where conversations have different numbers of worlds, and where a world and `room` more tokens are
-    longer than the model can read.
+    longer than the model can read (`room` None: that is not asked).
     """
     if not worlds:
         raise ListenerError("no conversations: give at least one, in its worlds")
@@ -88,7 +88,7 @@ def encode_worlds(chat: ChatModel, worlds: Sequence[Worlds], room: int = 0) -> l
     limit = context_limit(chat)
     for i, row in enumerate(rows):
         for k, ids in enumerate(row):
-            if limit is not None and len(ids) + room > limit:
+            if limit is not None and room is not None and len(ids) + room > limit:
                 raise ListenerError(
                     f"world {k} of conversation {i} is {len(ids)} tokens long, and with {room} more for the reply the "
                     f"model cannot read it ({limit} at most): shorten the conversation, the reply or the distractor"
