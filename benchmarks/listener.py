@@ -146,7 +146,7 @@ def judge(chat: ChatModel, args: argparse.Namespace) -> None:
         heard: list[Heard] = judging.hear(shown)
         odds, said = np.array([h.log_odds for h in heard]), np.array([h.true for h in heard])
         ceiling = np.array([of_the_world(judging, one) for one in shown])
-        accepted = np.array([score == 3 for score in judging.score(shown)])
+        accepted = said > judging.threshold
 
         def auc(by: np.ndarray, rows: np.ndarray, truth: np.ndarray = truth) -> float:
             return float(roc_auc_score(truth[rows], by[rows])) if 0 < truth[rows].sum() < len(rows) else math.nan

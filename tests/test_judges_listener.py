@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import chat_factory as tiny
 import pytest
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import JudgeError
+from persona_axis.extract import Options, extract
 from persona_axis.judges import Judged, ListenerJudge, TroupeParser, named, verdicts
 from persona_axis.organism.voices import archetypes, band
 from persona_axis.probes import load_probes
@@ -77,3 +80,14 @@ class TestTheSeam:
             ListenerJudge(judge.chat, judge.roles[:2])
         with pytest.raises(JudgeError, match="threshold must lie between 0 and 1"):
             ListenerJudge(judge.chat, judge.roles, threshold=1.0)
+
+
+def test_an_extraction_needs_no_other_judge(tmp_path: Path) -> None:
+    chat, probes = tiny.chat(), tiny.probes(6)
+    options = Options(prompts=2, questions=8, sampling=Sampling(max_new_tokens=6), min_accepted=1, accept=(1, 2, 3),
+                      calibration=10, batch_size=32)  # fmt: skip
+    judge = named("listener", chat, probes)
+    found = extract(chat, probes, options, out=tmp_path / "axis.safetensors", judge=judge)
+    assert found.axis.metadata["judge"] == judge.name
+    lines = map(json.loads, (tmp_path / "axis.safetensors.run" / "rollouts.jsonl").read_text().splitlines())
+    assert {line["score"] for line in lines if line["role"] != "default" and line["text"]} <= {1, 2, 3}
