@@ -112,7 +112,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
 
     options = Options.preset(chat, full=full, **plan)
     path = out or Path(f"{slug(model)}-axis.safetensors")
-    who = named(judge, chat, chosen) if judge else None
+    who = named(judge, chat=chat, probes=chosen) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
         found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)

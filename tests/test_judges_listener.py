@@ -38,7 +38,7 @@ def test_it_agrees_with_the_parser_on_far_roles(troupe: ChatModel) -> None:
         Judged(role.name, "", role.prompts[0], question, reply)
         for role, question, reply in zip(roles, questions, said, strict=True)
     ]
-    judge = named("listener", troupe, probes)
+    judge = named("listener", chat=troupe, probes=probes)
     given, truth = verdicts(judge, shown), TroupeParser().score(shown)
     same = [(a == 3) == (b == 3) for a, b in zip(given, truth, strict=True)]
     assert sum(same) >= 44 and 12 <= sum(t == 3 for t in truth) <= 36
@@ -86,7 +86,7 @@ def test_an_extraction_needs_no_other_judge(tmp_path: Path) -> None:
     chat, probes = tiny.chat(), tiny.probes(6)
     options = Options(prompts=2, questions=8, sampling=Sampling(max_new_tokens=6), min_accepted=1, accept=(1, 2, 3),
                       calibration=10, batch_size=32)  # fmt: skip
-    judge = named("listener", chat, probes)
+    judge = named("listener", chat=chat, probes=probes)
     found = extract(chat, probes, options, out=tmp_path / "axis.safetensors", judge=judge)
     assert found.axis.metadata["judge"] == judge.name
     lines = map(json.loads, (tmp_path / "axis.safetensors.run" / "rollouts.jsonl").read_text().splitlines())

@@ -27,7 +27,7 @@ __all__ = [
 NAMES = ("all", "troupe", "listener")
 
 
-def named(name: str, chat: ChatModel | None = None, probes: Probes | None = None) -> Judge:
+def named(name: str, *, chat: ChatModel | None = None, probes: Probes | None = None) -> Judge:
     """A judge by its name on the command line; the listener needs the model and the probes.
 
     Raises `JudgeError` for a name that is none, and for the listener without them.
