@@ -19,11 +19,13 @@ if TYPE_CHECKING:
         CapError,
         ExtractionError,
         JudgeError,
+        ListenerError,
         ModelError,
         PersonaAxisError,
         ProbeError,
         ResidualError,
     )
+    from .levers.listener import Listener
     from .probes import Probes, Question, Role, load_probes
     from .serving.attach import Attached, attach
     from .space import PersonaSpace
@@ -41,6 +43,8 @@ _HOMES = {
     "CapError": "errors",
     "ExtractionError": "errors",
     "JudgeError": "errors",
+    "Listener": "levers.listener",
+    "ListenerError": "errors",
     "ModelError": "errors",
     "PersonaAxisError": "errors",
     "ProbeError": "errors",
@@ -62,6 +66,8 @@ __all__ = [
     "ChatModel",
     "ExtractionError",
     "JudgeError",
+    "Listener",
+    "ListenerError",
     "ModelError",
     "PersonaAxisError",
     "PersonaSpace",

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from persona_axis._listening import Listening, imagine, listener_options
 from persona_axis._options import allow_option, load_model, model_options, sampling_options
 from persona_axis._terminal import debuggable
 
@@ -27,13 +28,14 @@ _NO_METER = "no meter: name an axis file with --axis (`persona-axis extract` mak
 @click.option("--band", type=click.FloatRange(0, 100), default=1.0, show_default=True, metavar="P",
               help="Percentile of the default's replies where the safe band ends; needs --axis.")  # fmt: skip
 @click.option("--system", default="", help="System prompt, such as a character to play.")
+@listener_options
 @sampling_options(str(_TOKENS))
 @allow_option
 @debuggable
 def chat(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None, axis: Path | None,
          caps: tuple[Path, ...], layer: int | None, band: float, system: str, seed: int, allow: tuple[str, ...],
-         **sampling: Any) -> None:  # fmt: skip
-    """Chat with MODEL (Troupe if none is given) in the terminal, under caps or without.
+         listening: Listening | None, distractors: tuple[str, ...], **sampling: Any) -> None:  # fmt: skip
+    """Chat with MODEL (Troupe if none is given) in the terminal, under caps and a listener or without.
 
     After each reply a meter shows its projection on the axis, and a warning when it leaves the safe band. /new begins a
     new conversation, /quit or the end of the input ends it. Input may come from a pipe, a message a line.
@@ -63,7 +65,8 @@ def chat(model: str, revision: str | None, dtype: str, device_map: str | None, s
     if ruled:
         ruled.require(speaking.model, speaking.template.source, allow, stack)
     directions = {ruler.layer: ruler.direction} if ruler else {}
-    talk = Talk(speaking, answering, system=system, caps=held, directions=directions, seed=seed, allow=allow)
+    talk = Talk(speaking, answering, system=system, caps=held, directions=directions, seed=seed, allow=allow,
+                **imagine(listening, distractors, system, seed))  # fmt: skip
     told.line(f"{meter.legend() if meter else _NO_METER}\n/new begins again, /quit ends")
     for line in _lines(output):
         if line == "/quit":

@@ -55,7 +55,7 @@ class Memory:
 
     def remember(self, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], cache: Any) -> None:
         """Keep what a generation left behind, if it is plain full attention, with the replies as far as fed."""
-        self.unfit = self.unfit or _unfit_cache(cache)
+        self.unfit = self.unfit or unfit_cache(cache)
         if self.unfit:
             return
         longest = max(map(len, prompts))
@@ -92,7 +92,8 @@ def _taken(states: Tensor, columns: Tensor) -> Tensor:
     return states.gather(2, rows.expand(-1, states.shape[1], -1, states.shape[3]))
 
 
-def _unfit_cache(cache: Any) -> str:
+def unfit_cache(cache: Any) -> str:
+    """Why a cache is not plain keys and values of every token, or ""."""
     if type(cache) is not DynamicCache:
         kind = "no cache" if cache is None else f"a {type(cache).__name__}"
         return f"the model makes {kind}, not a plain cache of keys and values"

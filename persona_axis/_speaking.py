@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from persona_axis._arithmetic import projected
 from persona_axis._memory import Memory
@@ -68,8 +69,11 @@ def speak(
     lever: Levers = None,
     allow: Collection[str] = (),
     memory: Memory | None = None,
+    processors: Sequence[LogitsProcessor] | None = None,
 ) -> Spoken:
     """One reply to each encoded prompt under the levers, with its mean projection on `directions` ([hidden] by layer).
+
+    `processors` choose the tokens in place of the sampling's own.
 
     One token more than allowed is drawn and thrown away, so that the last token of a reply cut at the limit is fed,
     read and remembered like any other. Raises what the levers raise, and `DriftError` where hooks did not run.
@@ -87,6 +91,8 @@ def speak(
         stack.enter_context(reading(chat.model, before.directions, before, stack=chat.layers))
         stack.enter_context(chat.under(levers, allow))
         stack.enter_context(reading(chat.model, after.directions, after, stack=chat.layers))
-        ids = chat.generate_ids(prompts, sampling, seed, watch=ran, extra_tokens=1, memory=memory)
+        ids = chat.generate_ids(
+            prompts, sampling, seed, watch=ran, extra_tokens=1, memory=memory, processors=processors
+        )
     lengths = [len(reply) for reply in ids]
     return Spoken(ids, after.means(lengths, runs), before.means(lengths, runs))

@@ -10,10 +10,12 @@ from persona_axis.errors import DriftError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import LogitsProcessor
 
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
     from persona_axis.chat import ChatModel
+    from persona_axis.levers.listener import Listener
     from persona_axis.sampling import Sampling
 
 
@@ -53,7 +55,11 @@ class Talk:
         directions: Mapping[int, Tensor] | None = None,
         seed: int = 0,
         allow: Collection[str] = (),
+        listener: Listener | None = None,
+        distractors: Sequence[str] = (),
     ) -> None:
+        """`distractors` are the personas that a `listener` tells this one from."""
+        self.listener, self.distractors = listener, tuple(distractors)
         self.chat, self.sampling, self.caps, self.allow = chat, sampling, tuple(caps), allow
         self.directions = dict(directions or {})
         self._system = [{"role": "system", "content": system}] if system else []
@@ -70,19 +76,36 @@ class Talk:
     def say(self, text: str) -> Said:
         """The reply to `text`.
 
-        Raises what `Cap.on` raises, and `DriftError` where there is no room for a reply; nothing has then been said.
+        Raises what `Cap.on` raises, `DriftError` where there is no room for a reply and `ListenerError` for distractors
+        that are none; nothing has then been said.
         """
         from persona_axis._speaking import speak
 
         asked = [*self.messages, {"role": "user", "content": text}]
-        ids = self.chat.encode(asked)
+        prompts = self._prompts(asked)
+        sampling = self._fitting(max(map(len, prompts)))
         seed = self._seed + sum(m["role"] == "user" for m in self.messages)
-        spoken = speak(self.chat, [ids], self._fitting(len(ids)), seed, directions=self.directions, lever=self.caps,
-                       allow=self.allow, memory=self._memory)  # fmt: skip
-        reply = self.chat.decode(spoken.ids)[0]
+        spoken = speak(self.chat, prompts, sampling, seed, directions=self.directions, lever=self.caps,
+                       allow=self.allow, memory=self._memory, processors=self._choosing(sampling))  # fmt: skip
+        reply = self.chat.decode(spoken.ids[:1])[0]
         self.messages = [*asked, {"role": "assistant", "content": reply}]
         means = (spoken.projections, spoken.before) if spoken.ids[0] else ({}, {})
         return Said(reply, *({layer: values[0] for layer, values in found.items()} for found in means))
+
+    def _prompts(self, asked: list[dict[str, str]]) -> list[list[int]]:
+        """The conversation in every world, the true one first."""
+        if self.listener is None:
+            return [self.chat.encode(asked)]
+        from persona_axis.levers.worlds import encode_worlds, persona_worlds
+
+        return encode_worlds(self.chat, [persona_worlds(asked, self.distractors)], room=None)[0]
+
+    def _choosing(self, sampling: Sampling) -> list[LogitsProcessor] | None:
+        if self.listener is None:
+            return None
+        from persona_axis.levers.listener import Speaker
+
+        return [Speaker(self.listener, 1, 1 + len(self.distractors), sampling.processors())]
 
     def _fitting(self, tokens: int) -> Sampling:
         """The sampling, with replies no longer than the context has room for."""

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 
 from persona_axis import _loading
 from persona_axis._asked import conversations_of, require, require_messages, shown
@@ -263,12 +269,14 @@ class ChatModel:
         watch: Callable[[Tensor], None] | None = None,
         extra_tokens: int = 0,
         memory: Memory | None = None,
+        processors: Sequence[LogitsProcessor] | None = None,
     ) -> list[list[int]]:
         """Replies to encoded prompts as token ids, cut before the first stop token and at `max_new_tokens`.
 
         `watch` is called with the ids sampled at each step, [batch], before they are fed; `extra_tokens` more
         steps are drawn and thrown away, so that the last token of a reply cut at the limit is fed as well.
         `memory` keeps what the model has read of these conversations from call to call; only the rest is fed.
+        `processors` choose the tokens in place of the sampling's own.
         The global random state is left as it was. The model's own generation_config has no say.
         """
         require("sampling", sampling, Sampling)
@@ -282,7 +290,7 @@ class ChatModel:
                 batch.ids,
                 attention_mask=batch.mask,
                 generation_config=config,
-                logits_processor=LogitsProcessorList(sampling.processors()),
+                logits_processor=LogitsProcessorList(list(sampling.processors() if processors is None else processors)),
                 stopping_criteria=criteria,
                 **({} if known is None else {"past_key_values": known}),
             )

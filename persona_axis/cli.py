@@ -20,6 +20,7 @@ from persona_axis._cli_serve import serve, sglang
 from persona_axis._cli_signals import signals
 from persona_axis._cli_vectors import export, import_
 from persona_axis._judge_options import judge_options, judge_settings
+from persona_axis._listening import Listening, imagine, listener_options
 from persona_axis._options import (
     allow_option,
     bound,
@@ -53,8 +54,8 @@ def app() -> None:
 @click.option("--questions", type=click.IntRange(2), metavar="N", help="Questions asked with each prompt.")
 @click.option("--default-samples", type=click.IntRange(1), metavar="N", help="Replies of the default to each question.")
 @sampling_options("48 for Troupe, else 128; 512 with --full")
-@click.option("--judge", type=click.Choice(["all", "troupe", "api"]),
-              help="Who accepts replies: everybody, Troupe's parser, a model behind an API.")  # fmt: skip
+@click.option("--judge", type=click.Choice(["all", "troupe", "listener", "api"]),
+              help="Who accepts: everybody, Troupe's parser, the model as its own listener, one behind an API.")  # fmt: skip
 @judge_options
 @click.option("--accept", metavar="LIST", callback=scores, help="Scores that count for a role vector.  [default: 3]")
 @click.option("--min-accepted", type=click.IntRange(1), metavar="N", help="Replies a role needs.  [default: 10]")
@@ -83,10 +84,8 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         raise click.UsageError("--only names traits: it goes with --traits")
     if traits and (unfit := [name for name in ("roles", "calibration") if plan[name] is not None]):
         raise click.UsageError(f"--{unfit[0]} goes with an axis; traits are named with --only")
-    if traits and judge == "troupe":
-        raise click.UsageError("--judge troupe reads archetypes off a reply, no traits: leave it out")
-    if traits and judge == "api":
-        raise click.UsageError("--judge api scores roles, no traits: leave it out")
+    if traits and judge not in (None, "all"):
+        raise click.UsageError(f"--judge {judge} scores roles, no traits: leave it out")
     about_judge = judge_settings(judge, plan)
 
     from rich.console import Console
@@ -119,7 +118,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         return
 
     options = Options.preset(chat, full=full, **plan)
-    who = named(judge, **about_judge) if judge else None
+    who = named(judge, chat=chat, probes=chosen, **about_judge) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
         found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)
@@ -221,13 +220,15 @@ def cap(axis: Path, layers: tuple[int, ...] | None, floor: Any, ceiling: Any, ou
 @click.option("--system", default="", help="System prompt, such as a character to play.")
 @click.option("--cap", "caps", multiple=True, type=click.Path(path_type=Path), help="Cap file; may be repeated.")
 @click.option("--axis", type=click.Path(path_type=Path), help="Axis file to read projections on.  [default: the caps']")
+@listener_options
 @sampling_options("128")
 @allow_option
 @debuggable
 def generate(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
              prompts: tuple[str, ...], system: str, caps: tuple[Path, ...], axis: Path | None,
-             allow: tuple[str, ...], seed: int, **sampling: Any) -> None:  # fmt: skip
-    """Talk to MODEL (Troupe if none is given), with the caps and without them, side by side.
+             allow: tuple[str, ...], seed: int, listening: Listening | None, distractors: tuple[str, ...],
+             **sampling: Any) -> None:  # fmt: skip
+    """Talk to MODEL (Troupe if none is given), with the caps and the listener and without them, side by side.
 
     Under each reply stands its projection on the axis: the mean over its tokens, larger = more Assistant.
     """
@@ -239,19 +240,21 @@ def generate(model: str, revision: str | None, dtype: str, device_map: str | Non
 
     ruler = Axis.load(axis) if axis else None
     held = [Cap.load(path) for path in caps]
+    imagined = imagine(listening, distractors, system, seed)
     how = Sampling(**{name: value for name, value in sampling.items() if value is not None})
     chat = load_model(model, revision, dtype, device_map, stack)
     if ruler:
         ruler.require(chat.model, chat.template.source, allow, stack)
     directions = directions_of(ruler, held)
 
-    def replies(*under: Cap) -> list[Said]:
-        talk = Talk(chat, how, system=system, caps=under, directions=directions, seed=seed, allow=allow)
+    def replies(*under: Cap, **listened: Any) -> list[Said]:
+        talk = Talk(chat, how, system=system, caps=under, directions=directions, seed=seed, allow=allow, **listened)
         return [talk.say(prompt) for prompt in prompts]
 
-    capped = replies(*held) if held else []  # first, because a cap also checks that it fits
-    runs = [("without the cap", replies()), ("with the cap", capped)]
-    show_conversation(Output(), prompts, runs[: 1 + bool(held)])
+    names = " and ".join(["the cap"] * bool(held) + ["the listener"] * bool(imagined))
+    changed = replies(*held, **imagined) if names else []  # first, because a cap also checks that it fits
+    runs = [(f"without {names}", replies()), (f"with {names}", changed)]
+    show_conversation(Output(), prompts, runs[: 1 + bool(names)])
 
 
 for command in (drift, signals, calibrate, chat, serve, sglang, import_, export):

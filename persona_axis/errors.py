@@ -88,3 +88,7 @@ class CalibrationError(PersonaAxisError):
 
 class ServeError(PersonaAxisError):
     """A server cannot start, or cannot go on: which setting or part, and what to do about it."""
+
+
+class ListenerError(PersonaAxisError):
+    """The imaginary listener cannot work: which world, candidate or setting, and what to do about it."""

@@ -112,6 +112,7 @@ def test_show_lays_traits_beside_an_axis_and_draws_them(made: Made, command: Com
         (["--traits", "--roles", "4"], "--roles goes with an axis; traits are named with --only"),
         (["--traits", "--calibration", "4"], "--calibration goes with an axis"),
         (["--traits", "--judge", "troupe"], "--judge troupe reads archetypes off a reply, no traits"),
+        (["--traits", "--judge", "listener"], "--judge listener reads archetypes off a reply, no traits"),
     ],
 )
 def test_what_goes_with_an_axis_only_is_refused(command: Command, arguments: list[str], said: str) -> None:

@@ -10,7 +10,9 @@ from persona_axis.errors import JudgeError
 from persona_axis.judges.accept_all import AcceptAll
 from persona_axis.judges.base import MEANING, SCORES, Judge, Judged, verdicts
 from persona_axis.judges.questions import SignalJudge
+from persona_axis.judges.listener import ListenerJudge
 from persona_axis.judges.troupe import TroupeParser
+from persona_axis.probes import Probes
 
 if TYPE_CHECKING:
     from persona_axis.judges.api import ApiJudge
@@ -22,6 +24,7 @@ __all__ = [
     "Judge",
     "Judged",
     "SignalJudge",
+    "ListenerJudge",
     "TroupeParser",
     "default_judge",
     "named",
@@ -29,15 +32,17 @@ __all__ = [
     "verdicts",
 ]
 
-NAMES = ("all", "troupe", "api")
+NAMES = ("all", "troupe", "listener", "api")
 SIGNAL_NAMES = ("troupe", "api", "nli")
 
 
-def named(name: str, model: str | None = None, **settings: Any) -> Judge:
+def named(
+    name: str, model: str | None = None, *, chat: ChatModel | None = None, probes: Probes | None = None, **settings: Any
+) -> Judge:
     """A judge of rollouts by its name on the command line.
 
-    "api" needs the name of its `model`, and takes the `settings` of `ApiJudge`. Raises `JudgeError` for a name that is
-    none, and what the judge raises.
+    "listener" needs the model that is probed and the probes; "api" the name of its own `model`, and takes the
+    `settings` of `ApiJudge`. Raises `JudgeError` for a name that is none or what is missing, and what the judge raises.
     """
     if name == "all":
         return AcceptAll()
@@ -45,6 +50,10 @@ def named(name: str, model: str | None = None, **settings: Any) -> Judge:
         return TroupeParser()
     if name == "api":
         return _api(model, settings)
+    if name == "listener":
+        if chat is None or probes is None:
+            raise JudgeError("the listener judges by a model and its roles: pass chat and probes")
+        return ListenerJudge.of(chat, probes)
     raise JudgeError(f"no judge is called {name!r}: there are {', '.join(NAMES)}")
 
 

@@ -75,10 +75,13 @@ class NNsightChat(ChatModel):
         watch: Any = None,
         extra_tokens: int = 0,
         memory: Any = None,
+        processors: Any = None,
     ) -> list[list[int]]:
-        """As `ChatModel.generate_ids`, without its `watch` and `memory`."""
+        """As `ChatModel.generate_ids`, without its `watch`, `memory` and `processors`."""
         if watch is not None or memory is not None:
             raise ModelError("a model run by nnsight keeps no conversation in memory: ask a ChatModel instead")
+        if processors is not None:
+            raise ModelError("a model run by nnsight chooses its tokens by the sampling alone: ask a ChatModel instead")
         return self.drawn(prompts, sampling, seed, None, extra_tokens)[0]
 
     def drawn(

@@ -1,4 +1,7 @@
-"""Levers: whatever can be entered on a model to hold a persona, a cap being one of them."""
+"""Levers: ways to hold a persona. What can be entered on a model, a cap for one, is a `Lever`.
+
+The imaginary listener is none, for it needs the conversation in several worlds; `listener.generate` works under levers.
+"""
 
 from __future__ import annotations
 
