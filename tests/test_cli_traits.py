@@ -111,8 +111,8 @@ def test_show_lays_traits_beside_an_axis_and_draws_them(made: Made, command: Com
         (["--only", "new"], "--only names traits: it goes with --traits"),
         (["--traits", "--roles", "4"], "--roles goes with an axis; traits are named with --only"),
         (["--traits", "--calibration", "4"], "--calibration goes with an axis"),
-        (["--traits", "--judge", "troupe"], "--judge troupe reads archetypes off a reply, no traits"),
-        (["--traits", "--judge", "listener"], "--judge listener reads archetypes off a reply, no traits"),
+        (["--traits", "--judge", "troupe"], "--judge troupe scores roles, no traits"),
+        (["--traits", "--judge", "listener"], "--judge listener scores roles, no traits"),
     ],
 )
 def test_what_goes_with_an_axis_only_is_refused(command: Command, arguments: list[str], said: str) -> None:

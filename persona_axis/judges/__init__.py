@@ -9,8 +9,8 @@ from persona_axis.chat import ChatModel
 from persona_axis.errors import JudgeError
 from persona_axis.judges.accept_all import AcceptAll
 from persona_axis.judges.base import MEANING, SCORES, Judge, Judged, verdicts
-from persona_axis.judges.questions import SignalJudge
 from persona_axis.judges.listener import ListenerJudge
+from persona_axis.judges.questions import SignalJudge
 from persona_axis.judges.troupe import TroupeParser
 from persona_axis.probes import Probes
 
