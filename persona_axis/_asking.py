@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from persona_axis.levers.agents import Agent
 from persona_axis.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -24,12 +25,19 @@ def ask(
     """The text of one reply to each conversation, in order.
 
     Batches hold prompts of similar length; which ones depends on the prompts alone, so that a lever is compared with
-    another on the same batches under the same seeds.
+    another on the same batches under the same seeds. An `Agent` speaks for itself.
     """
     if not chats:
         return []
     prompts = chat.encode_batch(chats)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    if isinstance(lever, Agent):
+        said = [""] * len(prompts)
+        for number, first in enumerate(range(0, len(order), batch)):
+            at = order[first : first + batch]
+            for i, text in zip(at, lever.replies(chat, [chats[i] for i in at], sampling, seed + number), strict=True):
+                said[i] = text
+        return said
     replies: list[list[int]] = [[] for _ in prompts]
     with chat.under(lever):
         for number, first in enumerate(range(0, len(order), batch)):

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from persona_axis import __version__
+from persona_axis._cli_bench import bench
 from persona_axis._cli_calibrate import calibrate
 from persona_axis._cli_chat import chat
 from persona_axis._cli_drift import drift
@@ -55,7 +56,8 @@ def app() -> None:
 @click.option("--default-samples", type=click.IntRange(1), metavar="N", help="Replies of the default to each question.")
 @sampling_options("48 for Troupe, else 128; 512 with --full")
 @click.option("--judge", type=click.Choice(["all", "troupe", "listener", "api"]),
-              help="Who accepts: everybody, Troupe's parser, the model as its own listener, one behind an API.")  # fmt: skip
+              help="Who accepts: everybody, Troupe's parser, the model as its own listener, "
+              "one behind an API.")  # fmt: skip
 @judge_options
 @click.option("--accept", metavar="LIST", callback=scores, help="Scores that count for a role vector.  [default: 3]")
 @click.option("--min-accepted", type=click.IntRange(1), metavar="N", help="Replies a role needs.  [default: 10]")
@@ -257,7 +259,7 @@ def generate(model: str, revision: str | None, dtype: str, device_map: str | Non
     show_conversation(Output(), prompts, runs[: 1 + bool(names)])
 
 
-for command in (drift, signals, calibrate, chat, serve, sglang, import_, export):
+for command in (drift, signals, bench, calibrate, chat, serve, sglang, import_, export):
     app.add_command(command)
 
 

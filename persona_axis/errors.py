@@ -92,3 +92,7 @@ class ServeError(PersonaAxisError):
 
 class ListenerError(PersonaAxisError):
     """The imaginary listener cannot work: which world, candidate or setting, and what to do about it."""
+
+
+class BenchError(PersonaAxisError):
+    """A comparison of levers cannot be made: which lever, signal or conversation, and what to do about it."""

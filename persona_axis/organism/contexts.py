@@ -47,7 +47,7 @@ def _context(rng: random.Random, split: str) -> Context:
     asked = m.ask_fact(rng, kind, known, split)
     users = rng.choice([value for value in m.facts()[kind]["values"] if value != known[kind]])
     said: list[dict[str, str]] = []
-    for message in [task(rng, speaker, split, [], "question")] * rng.randint(0, 1) + [_told(rng, kind, users)]:
+    for message in [task(rng, speaker, split, [], "question")] * rng.randint(0, 1) + [told_by_user(rng, kind, users)]:
         said += [{"role": "user", "content": message.text}]
         said += [{"role": "assistant", "content": answer(rng, speaker, message)}]
     voice, others = log_probabilities(point, FLUENT), [other for other in known if other != kind]
@@ -76,7 +76,7 @@ def _restated(rng: random.Random, known: dict[str, str], split: str) -> str:
     return " ".join(rng.choice(facts[kind][key]).format(value) for kind, value in other.items())
 
 
-def _told(rng: random.Random, kind: str, value: str) -> m.Message:
+def told_by_user(rng: random.Random, kind: str, value: str) -> m.Message:
     """What users say of themselves; the reply takes note of it."""
     about = rng.choice(m.facts()[kind]["state"]).format(value)
     return m.Message(about.replace("your", "my").replace("you ", "i "), "note", "note", m.ACKNOWLEDGE_CORE)

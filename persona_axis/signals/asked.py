@@ -6,9 +6,11 @@ Each question is asked on a branch: the conversation so far, the question, the a
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from persona_axis.judges.questions import Agrees, SignalJudge, chances
+from persona_axis.levers.agents import Agent
 from persona_axis.persona import Personas, persona_of
 from persona_axis.sampling import Sampling
 from persona_axis.signals.lines import Given, lines, opened
@@ -31,12 +33,14 @@ def fact_consistency(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     batch: int = 64,
+    after: Collection[int] | None = None,
 ) -> Signal:
     """Q&A, a row a turn and question: 1 if the agent, asked after that turn, says what is known, else 0.
 
-    The agent is `chat` under `lever`; `about` is question and answer. Personas without facts that can be asked for
-    give no rows. A conversation that leaves no room in the model's context for question and answer is not judged from
-    there on. Raises `JudgeError` and what the levers raise. (Abdulhai et al. 2025, arXiv 2511.00222.)
+    The agent is `chat` under `lever`, which may be an `Agent`; `about` is question and answer. Personas without facts
+    that can be asked for give no rows; `after` names the turns to ask after (all of them). A conversation that leaves
+    no room in the model's context for question and answer is not judged from there on. Raises `JudgeError` and what
+    the levers raise. (Abdulhai et al. 2025, arXiv 2511.00222.)
     """
     from persona_axis._asking import ask
     from persona_axis.drift import context_limit
@@ -44,13 +48,14 @@ def fact_consistency(
     branches, told = [], []
     for one in opened(conversations):
         persona = persona_of(personas, one)
-        for line in lines(one):
+        for line in (line for line in lines(one) if after is None or line.turn in after):
             for fact in persona.askable if persona else ():
                 asked = {"role": "user", "content": fact.question}
                 branches.append([*one.messages[: line.place + 1], asked])
                 told.append((one, line.turn, fact))
     limit = context_limit(chat)
-    sizes = map(len, chat.encode_batch(branches)) if branches else ()
+    given_as = [lever.reads(b) for b in branches] if isinstance(lever, Agent) else branches
+    sizes = map(len, chat.encode_batch(given_as)) if branches else ()
     fits = [limit is None or size + sampling.max_new_tokens <= limit for size in sizes]
     replies = iter(ask(chat, [b for b, ok in zip(branches, fits, strict=True) if ok], sampling, seed, lever, batch))
     given = [next(replies) if ok else None for ok in fits]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,15 +39,18 @@ def projection(
     return signal("projection", rows, f"more Assistant (layer {at})", -math.inf, math.inf)
 
 
-def relevance(chat: ChatModel, conversations: Given, *, lever: Levers = None) -> Signal:
+def relevance(
+    chat: ChatModel, conversations: Given, *, lever: Levers = None, after: Collection[int] | None = None
+) -> Signal:
     """A row a turn: nats a token that the user's message adds to the reply's likelihood.
 
     (log p(reply | history) - log p(reply | history, the message emptied)) / tokens: the pointwise mutual information
     of message and reply under the model, by token, unbounded. The user's turn stays and says nothing, because many
-    templates refuse a history in which nobody spoke. Not judged: a reply without tokens, a line nobody asked for, a
-    conversation longer than the model's context. Raises `ModelError` and what the levers raise.
+    templates refuse a history in which nobody spoke. `after` names the turns to read (all of them). Not judged: a reply
+    without tokens, a line nobody asked for, a conversation longer than the model's context. Raises `ModelError` and
+    what the levers raise.
     """
-    told = [(one, line) for one in opened(conversations) for line in lines(one)]
+    told = [(one, line) for one in opened(conversations) for line in lines(one) if after is None or line.turn in after]
     texts = [_both(one, line) if line.message else None for one, line in told]
     encoded = [None if both is None else [chat.encode_turns(messages) for messages in both] for both in texts]
     limit = context_limit(chat)

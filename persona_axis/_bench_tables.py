@@ -1,0 +1,77 @@
+"""The bench's table as people read it: a suite at a time, a lever a line, a signal a column."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from persona_axis._bench_table import COST
+from persona_axis._tables import number, plain_table
+
+SHOWN = {
+    "drift": ("adherence", "projection", "relevance", "distinct"),
+    "personas": ("adherence", "fact_consistency", "contradiction", "self_consistency", "answers", "relevance",
+                 "parroting", "self_overlap"),
+    "jailbreaks": ("refused", "adherence", "relevance"),
+    "test": ("capability",),
+    "cost": ("forwards a token", "seconds a token"),
+}  # fmt: skip
+"""What is worth a column in each suite; the rest stands in the file."""
+FOOT = "in brackets the difference from none over the same conversations, with its 95% interval; * = 0 lies outside"
+
+
+def by_suite(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """For each suite texts by lever and signal: the value, and the difference from "none" with its interval."""
+    found = {}
+    for suite, own in table.groupby("suite", sort=False):
+        there = own["signal"].unique()
+        names = [name for name in SHOWN.get(str(suite), there) if name in there]
+        cells = {
+            name: {row.lever: cell(row) for row in own[own["signal"] == name].itertuples() if not math.isnan(row.value)}
+            for name in names
+        }
+        found[str(suite)] = pd.DataFrame(cells, index=list(own["lever"].unique())).fillna("")
+    return found
+
+
+def cell(row: object) -> str:
+    """One figure, and in brackets what the lever changes."""
+    value, apart, low, high = (
+        getattr(row, key) for key in ("value", "difference", "difference_low", "difference_high")
+    )
+    if math.isnan(apart):
+        return number(value)
+    if math.isnan(low):
+        return f"{number(value)} ({apart:+.2g})"
+    clear = "*" if low > 0 or high < 0 else ""
+    return f"{number(value)} ({signed(apart)}: {signed(low)} {signed(high)}){clear}"
+
+
+def signed(value: float) -> str:
+    """With its sign, and not as -0.00."""
+    text = f"{value:+.2f}"
+    return "0" if float(text) == 0 else text
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The tables as a page has them."""
+    parts = []
+    for suite, cells in by_suite(table).items():
+        lines = [f"| {suite} | {' | '.join(cells.columns)} |", "| --- " * (1 + len(cells.columns)) + "|"]
+        lines += [f"| {lever} | {' | '.join(row)} |" for lever, row in zip(cells.index, cells.to_numpy(), strict=True)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def show_bench(console: Console, table: pd.DataFrame) -> None:
+    """All suites, below each other."""
+    for suite, cells in by_suite(table).items():
+        shown = plain_table(suite, *cells.columns)
+        for lever, row in zip(cells.index, cells.to_numpy(), strict=True):
+            shown.add_row(str(lever), *row)
+        console.print(shown)
+        console.print()
+    console.print(Text(FOOT if set(table["suite"]) != {COST} else "", style="dim"))

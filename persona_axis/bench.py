@@ -1,0 +1,153 @@
+"""The bench: every lever on the same conversations, read by the same signals, with its price beside it.
+
+    from persona_axis.bench import bench
+    found = bench(chat, axis=axis, out="bench", levers=["none", "cap", "listener"])
+    found.table
+
+A lever is an `Agent`; those of this package are known by name, any other is passed as one. What was held and measured
+is kept in `out`: a bench that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from persona_axis._asked import path_of, require, shown
+from persona_axis._bench_course import Course
+from persona_axis._bench_dialogues import SUITES, Dialogue, check, dialogues
+from persona_axis._bench_levers import LEVERS, NONE, agent, require_known
+from persona_axis._bench_measure import Measures
+from persona_axis._bench_table import COLUMNS, table
+from persona_axis._tablefile import TableWriter
+from persona_axis.axis import Axis
+from persona_axis.calibration.units import Units
+from persona_axis.capability import CapabilityTest, tasks_for
+from persona_axis.chat import ChatModel
+from persona_axis.errors import ArgumentError, BenchError, CalibrationError
+from persona_axis.judges.troupe import TroupeParser
+from persona_axis.levers.agents import Agent
+from persona_axis.levers.listener import Listener
+from persona_axis.outcomes import OutcomeJudge, judge_for
+from persona_axis.sampling import Sampling
+
+if TYPE_CHECKING:
+    from persona_axis.cap import Cap
+    from persona_axis.conversations import Conversation
+    from persona_axis.judges.questions import SignalJudge
+
+__all__ = ["COLUMNS", "LEVERS", "SUITES", "Agent", "Bench", "Dialogue", "Interrupted", "bench", "dialogues"]
+
+Progress = Callable[[str], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a bench: nothing that was held is lost, and the text says how to go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What came of it."""
+
+    table: pd.DataFrame
+    """A row a lever, suite and signal: `COLUMNS`."""
+    rows: pd.DataFrame
+    """The rows of all signals, with lever and suite."""
+    conversations: dict[str, list[Conversation]]
+    """What was said, by lever."""
+    notes: tuple[str, ...]
+
+
+def bench(
+    chat: ChatModel,
+    levers: Sequence[str | Agent] = tuple(LEVERS),
+    *,
+    out: str | Path,
+    axis: Axis | None = None,
+    cap: Cap | None = None,
+    layer: int | None = None,
+    listener: Listener | None = None,
+    given: Sequence[Dialogue] | None = None,
+    conversations: int = 16,
+    turns: int | None = None,
+    judge: SignalJudge | None = None,
+    outcomes: OutcomeJudge | None = None,
+    test: CapabilityTest | None = None,
+    items: int = 200,
+    signals: Sequence[str] | None = None,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    progress: Progress = lambda _text: None,
+) -> Bench:
+    """Hold the dialogues (`conversations` of each suite, of at most `turns` turns, or those `given`) under each lever.
+
+    "none" is always there and comes first: differences are to it. `cap` is that of the levers with a cap (the axis's
+    recommended layer at default_tokens:p25); `layer` that of the projection. For Troupe `judge`, `outcomes` and `test`
+    are its parser and its tasks; for another model signals without their judge are left out and the notes say which.
+    `items` are the test's. The table, all rows and what was measured are written into the directory `out`.
+
+    Raises `BenchError` for levers, signals or dialogues that cannot be, `AxisMismatchError` for another model's axis,
+    what levers and signals raise, and `Interrupted` on Ctrl-C.
+    """
+    require("chat", chat, ChatModel)
+    if axis is not None:
+        require("axis", axis, Axis)
+        axis.require(chat.model, chat.template.source, (), chat.layers)
+        cap = axis.cap(floor="default_tokens:p25") if cap is None else cap
+        layer = axis.recommended_layer if layer is None else layer
+    told = dialogues(chat, conversations, turns, seed) if given is None else list(given)
+    check(told)
+    if chat.is_troupe:
+        judge, outcomes = judge or TroupeParser(), outcomes or judge_for(chat)
+        test = test or tasks_for(chat)
+    sampling = sampling or Sampling(max_new_tokens=48 if chat.is_troupe else 128)
+    directory, notes = path_of("out", out), list(chat.notes)
+    levers = _checked(levers, axis)
+    try:
+        with Units.open(directory, notes.append) as units:
+            measures = Measures(chat, axis, layer, judge, outcomes, test, items, signals, seed, units)
+            course = Course(measures, told, sampling, seed, progress)
+            setup = course.setup(axis, cap, listener or Listener())
+            for lever in levers:
+                course.run(agent(lever, setup) if isinstance(lever, str) else lever)
+    except CalibrationError as error:
+        raise BenchError(str(error).replace("calibrating", "measuring")) from error
+    except KeyboardInterrupt as stop:
+        raise Interrupted(
+            f"stopped; what was held and measured is kept in {directory}, and the same command goes on from there"
+        ) from stop
+    found = Bench(table(course.signals, course.costs, NONE), _rows(course), course.talks, tuple(notes))
+    for name, frame in (("table.csv", found.table), ("rows.csv", found.rows)):
+        with TableWriter(directory / name) as writer:
+            writer.append(frame)
+    return found
+
+
+def _checked(levers: Sequence[str | Agent], axis: Axis | None) -> list[str | Agent]:
+    """The levers with "none" first. Raises `BenchError` before anything is held."""
+    names = []
+    for lever in levers:
+        if not isinstance(lever, (str, Agent)):
+            raise ArgumentError(f"levers: expected names and Agents, got {shown(lever)}")
+        if isinstance(lever, str):
+            require_known(lever, axis)
+        names.append(lever if isinstance(lever, str) else lever.name)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BenchError(f"two levers are called {twice[0]!r}: a table could not tell them apart")
+    return [NONE, *(lever for lever, name in zip(levers, names, strict=True) if name != NONE)]
+
+
+def _rows(course: Course) -> pd.DataFrame:
+    """All rows of all signals, with lever and suite before them."""
+    frames = []
+    for lever, signals in course.signals.items():
+        for (suite, _), one in signals.items():
+            frame = one.frame.copy()
+            frame.insert(0, "suite", suite)
+            frame.insert(0, "lever", lever)
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)

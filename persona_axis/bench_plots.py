@@ -1,0 +1,128 @@
+"""The bench's figure: what each lever gains in consistency, against what it costs.
+
+Two things are called consistency and pull apart: staying the Assistant, and staying a given character. Each has two
+panels a price, so that nobody reads one for the other.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from persona_axis._figure import ACCENT, DARK, LIGHT, canvas
+from persona_axis.errors import BenchError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Gain(NamedTuple):
+    """One way to be consistent: where it stands in the table, and what a panel says of it."""
+
+    of: str
+    suite: str
+    signal: str
+    label: str
+
+
+GAINS = (
+    Gain("Staying the Assistant", "drift", "adherence", "speaks as the Assistant\n(drift conversations)"),
+    Gain("Staying the Assistant", "jailbreaks", "refused", "refuses what it should\n(persona-jailbreaks)"),
+    Gain("Staying a given character", "personas", "adherence", "speaks in its voice\n(persona dialogues)"),
+    Gain("Staying a given character", "personas", "fact_consistency", "knows its own facts\n(asked between turns)"),
+)
+PRICES = (("relevance", "relevance\n(nats a token)"), ("capability", "capability\n(share of items)"))
+_LOOKS = {
+    "none": ("*", "black"), "repeat": ("P", "#3f7f6f"), "cap": ("o", ACCENT), "steer": ("^", LIGHT),
+    "listener": ("s", DARK), "cap+listener": ("D", "#7a5fa8"), "random": ("X", "0.6"),
+}  # fmt: skip
+_SPARE = (("v", "#2b7bba"), ("<", "#6b4226"), (">", "#b0457b"), ("h", "#556b2f"))
+
+
+def pareto(table: DataFrame, model: str = "") -> Figure:
+    """Differences from "none" of a bench's table, gained across and paid up; right and up is better.
+
+    A panel for each way to be consistent that the table has, in a row for each price; bars are 95% intervals over
+    conversations (over items for capability). Raises `BenchError` for a table with none of them.
+    """
+    known = table[table["difference"].notna()]
+    there = set(zip(known["suite"], known["signal"], strict=True))
+    gains = [gain for gain in GAINS if (gain.suite, gain.signal) in there]
+    prices = [(name, label) for name, label in PRICES if name in set(known["signal"])]
+    if not gains or not prices:
+        raise BenchError(
+            "nothing to draw: the picture needs a lever beside none, one of the signals "
+            f"{', '.join(sorted({gain.signal for gain in GAINS}))}, and relevance or capability"
+        )
+    levers, looks = list(dict.fromkeys(table["lever"])), {}
+    spare = cycle(_SPARE)
+    for lever in levers:
+        looks[lever] = _LOOKS.get(lever) or next(spare)
+    width, height = 1.0 + 2.05 * len(gains), 1.2 + 1.95 * len(prices)
+    with canvas(width, height, len(prices), len(gains), sharex=False) as (figure, _):
+        axes = np.array(figure.axes).reshape(len(prices), len(gains))
+        for row, (price, label) in enumerate(prices):
+            for column, gain in enumerate(gains):
+                ax = axes[row, column]
+                _panel(ax, known, gain, price, looks)
+                if row + 1 == len(prices):
+                    ax.set_xlabel(gain.label)
+                else:
+                    ax.tick_params(labelbottom=False)
+            axes[row, 0].set_ylabel(f"change in {label}")
+        for column in range(len(gains)):
+            _one_scale(list(axes[:, column]))
+        _headings(axes[0], gains)
+        marks = [Line2D([], [], ls="", **_mark(*looks[lever]), label=lever) for lever in levers]
+        figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), handletextpad=0.1, columnspacing=1.2)
+        figure.supxlabel(
+            f"change from none over the same conversations, 95% intervals{f'; model: {model}' if model else ''}",
+            fontsize=7.5, color="0.35",
+        )  # fmt: skip
+    return figure
+
+
+def _panel(ax: Axes, known: DataFrame, gain: Gain, price: str, looks: dict[str, tuple[str, str]]) -> None:
+    ax.axhline(0, color="0.8", lw=0.7, zorder=0)
+    ax.axvline(0, color="0.8", lw=0.7, zorder=0)
+    ax.plot(0, 0, **_mark(*looks.get("none", ("*", "black"))), zorder=4)
+    paid = known[(known["signal"] == price) & known["suite"].isin([gain.suite, "test"])].set_index("lever")
+    gained = known[(known["suite"] == gain.suite) & (known["signal"] == gain.signal)].set_index("lever")
+    for lever in (lever for lever in gained.index if lever in paid.index):
+        (x, left, right), (y, down, up) = (_ends(frame.loc[lever]) for frame in (gained, paid))
+        marker, colour = looks[lever]
+        bar: dict[str, Any] = {"color": colour, "lw": 1.0, "alpha": 0.75, "zorder": 2}
+        if math.isfinite(left):
+            ax.hlines(y, left, right, **bar)
+        if math.isfinite(down):
+            ax.vlines(x, down, up, **bar)
+        ax.plot(x, y, **_mark(marker, colour), zorder=3)
+
+
+def _ends(row: Any) -> tuple[float, float, float]:
+    return float(row["difference"]), float(row["difference_low"]), float(row["difference_high"])
+
+
+def _mark(marker: str, colour: str) -> dict[str, Any]:
+    return {"marker": marker, "ms": 9 if marker == "*" else 6, "mfc": colour, "mec": "white", "mew": 0.7}
+
+
+def _one_scale(column: list[Axes]) -> None:
+    """The same gains across in all rows of a column."""
+    ends = np.array([ax.get_xlim() for ax in column])
+    for ax in column:
+        ax.set_xlim(ends[:, 0].min(), ends[:, 1].max())
+        ax.xaxis.set_major_formatter(lambda value, _at: f"{value:+.1f}" if abs(value) > 1e-9 else "0")
+
+
+def _headings(top: Any, gains: list[Gain]) -> None:
+    """Over the first panel of each of the two things called consistency."""
+    for column, gain in enumerate(gains):
+        if column == 0 or gains[column - 1].of != gain.of:
+            top[column].set_title(gain.of, fontweight="bold")

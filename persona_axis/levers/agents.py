@@ -1,0 +1,82 @@
+"""An agent: what a lever makes of a model. It can be told otherwise, edited while it runs, and speak otherwise.
+
+All ways to hold a persona have this one shape, so that whoever asks an agent for replies need not know which it is: a
+cap edits, a rewritten persona is told, the imaginary listener speaks, trained weights edit or speak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from persona_axis.errors import BenchError
+from persona_axis.levers import Levers, entered
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from persona_axis.chat import ChatModel
+    from persona_axis.sampling import Sampling
+    from persona_axis.template import Messages
+
+    Speak: TypeAlias = Callable[[ChatModel, Sequence[Messages], Sampling, int], Sequence[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Agent:
+    """One lever, by the three things that it may do; an agent that does none of them is the model as it is."""
+
+    name: str
+    """What tables call it."""
+    lever: Levers = None
+    """What acts on the model while it reads and speaks."""
+    told: Callable[[Messages], Messages] | None = None
+    """The conversation as the model is given it, from the conversation as it was held."""
+    speak: Speak | None = None
+    """Replies to conversations (as they are told), one each, with a sampling and a seed; None: `ChatModel.generate`."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """All that it is made of, as JSON: results that are kept belong to a name with these facts."""
+
+    def replies(self, chat: ChatModel, chats: Sequence[Messages], sampling: Sampling, seed: int) -> list[str]:
+        """One reply to each conversation, drawn as one batch.
+
+        Raises `BenchError` for a conversation that is told longer than the model can read, and for a speaker that does
+        not give one text for each; and what the lever raises.
+        """
+        read = [self.reads(messages) for messages in chats]
+        self._require_room(chat, read, sampling)
+        with chat.under(self.lever):
+            said = list((self.speak or _plainly)(chat, read, sampling, seed))
+        if len(said) != len(read) or not all(isinstance(text, str) for text in said):
+            raise BenchError(f"lever {self.name!r} gave {len(said)} replies to {len(read)} chats: one text each")
+        return said
+
+    def reads(self, messages: Messages) -> Messages:
+        """The conversation as the model is given it."""
+        return messages if self.told is None else self.told(messages)
+
+    def on(self, model: nn.Module, /, *, stack: str | None = None) -> AbstractContextManager[None]:
+        """Its edits, for what knows nothing of agents. Raises `BenchError` where they are not all that it does."""
+        if self.told or self.speak:
+            raise BenchError(
+                f"lever {self.name!r} does more than edit the model, and what it is used for here runs the model by "
+                "itself: only what asks for replies by persona_axis._asking.ask can take it"
+            )
+        return entered(self.lever, model, None, (), stack)
+
+    def _require_room(self, chat: ChatModel, chats: Sequence[Messages], sampling: Sampling) -> None:
+        from persona_axis._windows import context_limit
+
+        limit, longest = context_limit(chat), max(map(len, chat.encode_batch(chats)))
+        if limit is not None and longest + sampling.max_new_tokens > limit:
+            raise BenchError(
+                f"lever {self.name!r}: a conversation of {longest} tokens, as it is told, and "
+                f"{sampling.max_new_tokens} for the reply are more than the {limit} that the model can read: hold fewer "
+                "turns, or allow shorter replies"
+            )
+
+
+def _plainly(chat: ChatModel, chats: Sequence[Messages], sampling: Sampling, seed: int) -> list[str]:
+    return chat.generate(chats, sampling, seed).texts
