@@ -55,9 +55,7 @@ class Measures:
     units: Units
 
     def names(self, dialogues: Sequence[Dialogue], talks: Sequence[Conversation]) -> list[str]:
-        """The signals of these conversations. Raises `BenchError` for a name that is none, `SignalError` for needs."""
-        if unknown := [name for name in self.wanted or () if name not in (*SIGNALS, REFUSED)]:
-            raise BenchError(f"no signal is called {unknown[0]!r}: there are {', '.join((*SIGNALS, REFUSED))}")
+        """The signals of these conversations: those wanted, as far as there is what they need."""
         found = chosen(None, self._means(dialogues, talks))
         if self.outcomes is not None and any(d.about for d in dialogues):
             found.append(REFUSED)
@@ -126,6 +124,24 @@ class Measures:
     def model(self) -> dict[str, Any]:
         """The model as it is here, as JSON."""
         return {key: value for key, value in self.chat.facts.items() if key not in ("model", "revision")}
+
+
+def left_out(wanted: Sequence[str] | None, **means: object) -> list[str]:
+    """What a reader should know of signals that cannot be had for want of a judge, an axis or a test.
+
+    Raises `BenchError` where one of them is `wanted`, and for a wanted name that is no signal's.
+    """
+    if unknown := [name for name in wanted or () if name not in (*SIGNALS, REFUSED)]:
+        raise BenchError(f"no signal is called {unknown[0]!r}: there are {', '.join((*SIGNALS, REFUSED))}")
+    needs = {name: needs for name, (needs, _) in SIGNALS.items()} | {CAPABILITY: ("test",)}
+    notes = []
+    for mean in (mean for mean, there in means.items() if there is None):
+        names, a = [name for name, of in needs.items() if mean in of], "an" if mean == "axis" else "a"
+        if asked_for := [name for name in names if name in (wanted or ())]:
+            raise BenchError(f"the signal {asked_for[0]} needs {a} {mean}: give one, or leave it out")
+        if wanted is None:
+            notes.append(f"without {a} {mean} these signals are left out: {', '.join(names)}")
+    return notes
 
 
 def personas(dialogues: Sequence[Dialogue]) -> dict[str, Any]:

@@ -36,12 +36,15 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def canvas(
-    width: float, height: float, rows: int = 1, columns: int = 1, *, sharex: bool = True
+    width: float, height: float, rows: int = 1, columns: int = 1, *, sharex: bool = True, by_row: bool = False
 ) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of that size in inches with `rows` x `columns` panels; made without pyplot, so no global state."""
+    """A figure of that size in inches with `rows` x `columns` panels; made without pyplot, so no global state.
+
+    Panels beside each other share their scale up, with `by_row` those of a row alone.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        figure.subplots(rows, columns, sharex=sharex, sharey=columns > 1)
+        figure.subplots(rows, columns, sharex=sharex, sharey="row" if by_row else columns > 1)
         yield figure, figure.axes[0]
 
 

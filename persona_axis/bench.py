@@ -21,7 +21,7 @@ from persona_axis._asked import path_of, require, shown
 from persona_axis._bench_course import Course
 from persona_axis._bench_dialogues import SUITES, Dialogue, check, dialogues
 from persona_axis._bench_levers import LEVERS, NONE, agent, require_known
-from persona_axis._bench_measure import Measures
+from persona_axis._bench_measure import Measures, left_out
 from persona_axis._bench_table import COLUMNS, table
 from persona_axis._tablefile import TableWriter
 from persona_axis.axis import Axis
@@ -97,7 +97,6 @@ def bench(
     if axis is not None:
         require("axis", axis, Axis)
         axis.require(chat.model, chat.template.source, (), chat.layers)
-        cap = axis.cap(floor="default_tokens:p25") if cap is None else cap
         layer = axis.recommended_layer if layer is None else layer
     told = dialogues(chat, conversations, turns, seed) if given is None else list(given)
     check(told)
@@ -107,6 +106,9 @@ def bench(
     sampling = sampling or Sampling(max_new_tokens=48 if chat.is_troupe else 128)
     directory, notes = path_of("out", out), list(chat.notes)
     levers = _checked(levers, axis)
+    if axis is not None and cap is None and any(isinstance(name, str) and LEVERS[name][0] for name in levers):
+        cap = axis.cap(floor="default_tokens:p25")
+    notes += left_out(signals, judge=judge, axis=axis, test=test)
     try:
         with Units.open(directory, notes.append) as units:
             measures = Measures(chat, axis, layer, judge, outcomes, test, items, signals, seed, units)

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from persona_axis._bands import footing
 from persona_axis._figure import ACCENT, DARK, LIGHT, canvas
 from persona_axis.errors import BenchError
 
@@ -64,8 +65,8 @@ def pareto(table: DataFrame, model: str = "") -> Figure:
     spare = cycle(_SPARE)
     for lever in levers:
         looks[lever] = _LOOKS.get(lever) or next(spare)
-    width, height = 1.0 + 2.05 * len(gains), 1.2 + 1.95 * len(prices)
-    with canvas(width, height, len(prices), len(gains), sharex=False) as (figure, _):
+    width, height = 1.0 + 2.05 * len(gains), 1.3 + 1.85 * len(prices)
+    with canvas(width, height, len(prices), len(gains), sharex=False, by_row=True) as (figure, _):
         axes = np.array(figure.axes).reshape(len(prices), len(gains))
         for row, (price, label) in enumerate(prices):
             for column, gain in enumerate(gains):
@@ -80,10 +81,10 @@ def pareto(table: DataFrame, model: str = "") -> Figure:
             _one_scale(list(axes[:, column]))
         _headings(axes[0], gains)
         marks = [Line2D([], [], ls="", **_mark(*looks[lever]), label=lever) for lever in levers]
-        figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), handletextpad=0.1, columnspacing=1.2)
-        figure.supxlabel(
-            f"change from none over the same conversations, 95% intervals{f'; model: {model}' if model else ''}",
-            fontsize=7.5, color="0.35",
+        foot = "changes from none over the same conversations; bars: 95% intervals; right and up is better"
+        figure.legend(
+            handles=marks, loc="outside lower center", ncols=len(marks), handletextpad=0.1, columnspacing=1.2,
+            title=footing(figure, f"{foot}; model: {model}" if model else foot), title_fontsize=7.5,
         )  # fmt: skip
     return figure
 

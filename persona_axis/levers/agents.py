@@ -73,8 +73,8 @@ class Agent:
         if limit is not None and longest + sampling.max_new_tokens > limit:
             raise BenchError(
                 f"lever {self.name!r}: a conversation of {longest} tokens, as it is told, and "
-                f"{sampling.max_new_tokens} for the reply are more than the {limit} that the model can read: hold fewer "
-                "turns, or allow shorter replies"
+                f"{sampling.max_new_tokens} for the reply are more than the {limit} that the model can read: hold "
+                "fewer turns, or allow shorter replies"
             )
 
 
