@@ -1,4 +1,4 @@
-"""The bench's figure: what each lever gains in consistency, against what it costs.
+"""The bench's figures: what each lever gains in consistency, against what it costs; and both turn by turn.
 
 Two things are called consistency and pull apart: staying the Assistant, and staying a given character. Each has two
 panels a price, so that nobody reads one for the other.
@@ -7,6 +7,7 @@ panels a price, so that nobody reads one for the other.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from matplotlib.lines import Line2D
 
 from persona_axis._bands import footing
 from persona_axis._figure import ACCENT, DARK, LIGHT, canvas
+from persona_axis._shares import share
 from persona_axis.errors import BenchError
 
 if TYPE_CHECKING:
@@ -127,3 +129,40 @@ def _headings(top: Any, gains: list[Gain]) -> None:
     for column, gain in enumerate(gains):
         if column == 0 or gains[column - 1].of != gain.of:
             top[column].set_title(gain.of, fontweight="bold")
+
+
+def by_turn(rows: DataFrame, levers: Sequence[str], model: str = "", least: int = 3) -> Figure:
+    """Both consistencies turn by turn, from a bench's `rows`: a line a lever, bars for its 95% intervals.
+
+    Left the share of replies that read as the Assistant (drift), right those in the character's voice (personas). Turns
+    that fewer than `least` conversations reach are left out. Raises `BenchError` for levers without such rows.
+    """
+    known = rows[(rows["signal"] == "adherence") & rows["value"].notna() & rows["lever"].isin(list(levers))]
+    suites = [gain for gain in GAINS if gain.signal == "adherence" and gain.suite in set(known["suite"])]
+    if not suites:
+        raise BenchError(f"nothing to draw: no judged adherence of {', '.join(levers)} in the rows")
+    spare = cycle(_SPARE)
+    looks = {lever: _LOOKS.get(lever) or next(spare) for lever in levers}
+    with canvas(1.0 + 3.4 * len(suites), 3.1, 1, len(suites), sharex=False) as (figure, first):
+        for ax, gain in zip(figure.axes, suites, strict=True):
+            own = known[known["suite"] == gain.suite]
+            for place, (lever, (marker, colour)) in enumerate(looks.items()):
+                found = [
+                    (turn, *share((at["value"] == 1).tolist(), at["conversation"].tolist()))
+                    for turn, at in own[own["lever"] == lever].groupby("turn") if len(at) >= least
+                ]  # fmt: skip
+                if not found:
+                    continue
+                x, value, low, high = np.array(found, dtype=np.float64).T
+                x = x + 0.12 * (place - (len(looks) - 1) / 2)  # beside each other, so that no bar hides another
+                ax.vlines(x, low, high, color=colour, lw=0.8, alpha=0.45)
+                ax.plot(x, value, color=colour, lw=1.2, **(_mark(marker, colour) | {"ms": 5}))
+            ax.set(title=gain.of, xlabel="turn", ylim=(-0.04, 1.04))
+        first.set_ylabel("share of replies in that voice")
+        marks = [Line2D([], [], color=c, lw=1.2, **_mark(m, c), label=lever) for lever, (m, c) in looks.items()]
+        foot = "95% intervals over conversations"
+        figure.legend(
+            handles=marks, loc="outside lower center", ncols=len(marks), columnspacing=1.4, title_fontsize=7.5,
+            title=f"{foot}; model: {model}" if model else foot,
+        )  # fmt: skip
+    return figure
