@@ -63,7 +63,7 @@ def markdown(table: pd.DataFrame) -> str:
         lines = [f"| {suite} | {' | '.join(cells.columns)} |", "| --- " * (1 + len(cells.columns)) + "|"]
         lines += [f"| {lever} | {' | '.join(row)} |" for lever, row in zip(cells.index, cells.to_numpy(), strict=True)]
         parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, ""])
 
 
 def show_bench(console: Console, table: pd.DataFrame) -> None:

@@ -53,7 +53,7 @@ def bench(model: str, revision: str | None, dtype: str, device_map: str | None, 
         raise click.UsageError("--cap goes with the axis that it is compared along: name one with --axis")
 
     from persona_axis._bench_levers import LEVERS, require_known
-    from persona_axis._bench_tables import show_bench
+    from persona_axis._bench_tables import markdown, show_bench
     from persona_axis._follow import Told
     from persona_axis._tables import Output
     from persona_axis.axis import Axis
@@ -83,7 +83,8 @@ def bench(model: str, revision: str | None, dtype: str, device_map: str | None, 
         told.close()
     for note in found.notes:
         told.line(f"note: {note}")
-    saved = [out / name for name in ("table.csv", "rows.csv")]
+    saved = [out / name for name in ("table.csv", "rows.csv", "table.md")]
+    saved[-1].write_text(markdown(found.table), encoding="utf-8")
     try:
         figure = pareto(found.table, chat.display_name)
     except BenchError as error:

@@ -23,6 +23,7 @@ from persona_axis._bench_dialogues import SUITES, Dialogue, check, dialogues
 from persona_axis._bench_levers import LEVERS, NONE, agent, require_known
 from persona_axis._bench_measure import Measures, left_out
 from persona_axis._bench_table import COLUMNS, table
+from persona_axis._bench_tables import by_suite
 from persona_axis._tablefile import TableWriter
 from persona_axis.axis import Axis
 from persona_axis.calibration.units import Units
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from persona_axis.conversations import Conversation
     from persona_axis.judges.questions import SignalJudge
 
-__all__ = ["COLUMNS", "LEVERS", "SUITES", "Agent", "Bench", "Dialogue", "Interrupted", "bench", "dialogues"]
+__all__ = [
+    "COLUMNS", "LEVERS", "SUITES", "Agent", "Bench", "Dialogue", "Interrupted", "bench", "by_suite", "dialogues",
+]  # fmt: skip
 
 Progress = Callable[[str], None]
 

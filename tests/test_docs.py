@@ -14,6 +14,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
     "transformer_lens": "transformer_lens", "nnsight": "nnsight", "traits": "persona_axis", "serving": "persona_axis",
     "signals": "persona_axis", "listener": "persona_axis",
+    "bench": "persona_axis",
 }  # fmt: skip
 """Pages that run, and the package that each needs beside this one."""
 AXIS = "extract --out axis.safetensors --roles 3 --prompts 2 --questions 8 --min-accepted 4 --yes"

@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = (
     "01_persona_space", "02_drift_in_emotional_and_meta_reflective_conversations", "03_capping", "04_your_own_model",
-    "05_inside_transformerlens_and_nnsight",
+    "05_inside_transformerlens_and_nnsight", "06_which_lever_when",
 )  # fmt: skip
 LIMIT = 600  # seconds a cell
 
