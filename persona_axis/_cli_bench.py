@@ -71,12 +71,13 @@ def bench(model: str, revision: str | None, dtype: str, device_map: str | None, 
         require_known(name, ruler)  # told before a large model is loaded
     chat = load_model(model, revision, dtype, device_map, stack)
     sampled = {"max_new_tokens": 48 if chat.is_troupe else 128} | {k: v for k, v in given.items() if v is not None}
+    asked = named_for_signals(judge, **about_judge) if judge else None
     told = Told()
     try:
         found = run_bench(
             chat, chosen, out=out, axis=ruler, cap=None if held is None else Cap.load(held),
             listener=Listener(alpha), conversations=conversations, turns=turns, items=items,
-            signals=wanted, seed=seed, judge=named_for_signals(judge, **about_judge) if judge else None,
+            signals=wanted, seed=seed, judge=asked,
             sampling=Sampling(**sampled), progress=told.progress,
         )  # fmt: skip
     finally:
@@ -96,3 +97,5 @@ def bench(model: str, revision: str | None, dtype: str, device_map: str | None, 
         show_bench(Output(), found.table)
         for path in saved:
             click.echo(f"saved {path}")
+    if spent := getattr(asked, "spent", None):
+        click.echo(f"the judge took {spent}", err=True)

@@ -22,7 +22,7 @@ from persona_axis._bench_levers import LEVERS, told_from
 from persona_axis._bench_table import difference
 from persona_axis._bench_tables import markdown
 from persona_axis.bench import Agent, Dialogue, Interrupted, bench
-from persona_axis.bench_plots import GAINS, pareto
+from persona_axis.bench_plots import GAINS, by_turn, pareto
 from persona_axis.calibration.units import Units
 from persona_axis.cli import app
 from persona_axis.controls import SHARE_TOLERANCE, pushes_of, touches
@@ -387,6 +387,17 @@ class TestThePicture:
         assert drawn == [[x.difference, y.difference] for x, y in rows]
         titles = [ax.get_title(loc="left") for ax in figure.axes]
         assert titles == ["Staying the Assistant", "", "Staying a given character", ""]
+
+    def test_turn_by_turn(self, chat: ChatModel, tmp_path: Path) -> None:
+        longer = [Dialogue(f"long {i}", "drift", ("hi",) * 2, known_by("b")) for i in "abc"]
+        given = [*talks(["drift"], turns=1), *longer]
+        rows = run(chat, tmp_path, [says("half", "yes", "no")], given=given, signals=["adherence"]).rows
+        (ax,) = by_turn(rows, ["half"]).axes
+        (line,) = ax.lines
+        # nine conversations say yes, no, yes ...; the three that go on say yes, no, yes
+        assert line.get_ydata().tolist() == pytest.approx([5 / 9, 2 / 3])
+        with pytest.raises(BenchError, match="no judged adherence of nobody"):
+            by_turn(rows, ["nobody"])
 
     def test_nothing_to_draw_is_said(self, chat: ChatModel, tmp_path: Path) -> None:
         with pytest.raises(BenchError, match="a lever beside none"):
