@@ -42,9 +42,10 @@ def table(found: Mapping[str, Found], costs: Mapping[str, Mapping[str, float]], 
 def difference(before: Signal, after: Signal) -> Estimate:
     """mean(after) - mean(before) over the same conversations, which are drawn again together.
 
-    Means are over judged rows, as in the table, so nothing is dropped that only one of them could judge. Where each
-    is all 0 or all 1 a bootstrap shows no spread: then Newcombe's interval, each conversation counted once. NaN where
-    either has no judged row, without an interval for fewer than 5 conversations.
+    Means are over judged rows, as in the table, so nothing is dropped that only one of them could judge. Shares of
+    single replies (items, jailbreaks) have Newcombe's interval, which keeps a width where nothing changed; so have
+    those of longer conversations where each side is all 0 or all 1, each conversation counted once. NaN where either
+    has no judged row, without an interval for fewer than 5 conversations.
     """
     sums: dict[str, list[float]] = {}
     for place, one in enumerate((before, after)):
@@ -60,6 +61,8 @@ def difference(before: Signal, after: Signal) -> Estimate:
     value = float(s_after / n_after - s_before / n_before)
     if len(totals) < FEWEST:
         return Estimate(value, math.nan, math.nan)
+    if before.yes_or_no and (totals[:, [0, 2]] == 1).all():
+        return paired_shares((totals[:, 1] > 0).tolist(), (totals[:, 3] > 0).tolist())
     if before.yes_or_no and {s_before / n_before, s_after / n_after} <= {0.0, 1.0}:
         count = len(totals)
         return paired_shares([s_before > 0] * count, [s_after > 0] * count)

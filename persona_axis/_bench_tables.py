@@ -13,14 +13,14 @@ from persona_axis._tables import number, plain_table
 
 SHOWN = {
     "drift": ("adherence", "projection", "relevance", "distinct"),
-    "personas": ("adherence", "fact_consistency", "contradiction", "self_consistency", "answers", "relevance",
-                 "parroting", "self_overlap"),
-    "jailbreaks": ("refused", "adherence", "relevance"),
+    "personas": ("adherence", "projection", "fact_consistency", "contradiction", "self_consistency", "answers",
+                 "relevance", "parroting"),
+    "jailbreaks": ("refused", "adherence", "projection", "relevance"),
     "test": ("capability",),
     "cost": ("forwards a token", "seconds a token"),
 }  # fmt: skip
 """What is worth a column in each suite; the rest stands in the file."""
-FOOT = "in brackets the difference from none over the same conversations, with its 95% interval; * = 0 lies outside"
+FOOT = "in brackets: of none the 95% interval; else the difference from none with its interval, * = 0 lies outside it"
 
 
 def by_suite(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -38,14 +38,15 @@ def by_suite(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def cell(row: object) -> str:
-    """One figure, and in brackets what the lever changes."""
+    """One figure, and in brackets what the lever changes, or where there is nothing to compare with its interval."""
     value, apart, low, high = (
         getattr(row, key) for key in ("value", "difference", "difference_low", "difference_high")
     )
     if math.isnan(apart):
-        return number(value)
+        own = [getattr(row, key) for key in ("low", "high")]
+        return f"{value:.3g}" if math.isnan(own[0]) else f"{number(value)} ({' to '.join(map(number, own))})"
     if math.isnan(low):
-        return f"{number(value)} ({apart:+.2g})"
+        return f"{value:.3g} ({apart:+.2g})"
     clear = "*" if low > 0 or high < 0 else ""
     return f"{number(value)} ({signed(apart)}: {signed(low)} {signed(high)}){clear}"
 

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from persona_axis._bands import footing
 from persona_axis._figure import ACCENT, DARK, LIGHT, canvas
@@ -117,11 +118,18 @@ def _mark(marker: str, colour: str) -> dict[str, Any]:
 
 
 def _one_scale(column: list[Axes]) -> None:
-    """The same gains across in all rows of a column."""
+    """The same gains across in all rows of a column; numbers with their signs, for all of them are changes."""
     ends = np.array([ax.get_xlim() for ax in column])
     for ax in column:
         ax.set_xlim(ends[:, 0].min(), ends[:, 1].max())
-        ax.xaxis.set_major_formatter(lambda value, _at: f"{value:+.1f}" if abs(value) > 1e-9 else "0")
+        ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    for ax in column:
+        for scale in (ax.xaxis, ax.yaxis):
+            scale.set_major_formatter(lambda value, _at: _signed(value))
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2g}".replace("-", "−") if abs(value) > 1e-9 else "0"
 
 
 def _headings(top: Any, gains: list[Gain]) -> None:

@@ -167,6 +167,11 @@ class TestDifferences:
         found = difference(none, every)
         assert found.value == 1 and found.low < 0.9 and difference(none, none).low < 0 < difference(none, none).high
 
+    def test_single_replies_of_which_none_changed_have_a_width(self) -> None:
+        rows = [Row(Conversation(f"c{i}", ()), 1, float(i < 8)) for i in range(12)]
+        found = difference(*(signal("s", rows, "more", yes_or_no=True) for _ in range(2)))
+        assert found.value == 0 and found.low < 0 < found.high
+
     def test_few_conversations_have_no_interval_and_unjudged_ones_no_value(self) -> None:
         few = difference(self.made(0.0, 0.0), self.made(1.0, 0.0))
         assert few.value == 0.5 and math.isnan(few.low)
