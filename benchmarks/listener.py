@@ -1,7 +1,7 @@
 """The imaginary listener on Troupe: the ranking, the distractors, the judge, the axis, and what it costs.
 
     python benchmarks/listener.py ranking --contexts 500     # Hits@1 ... over alpha and beta
-    python benchmarks/listener.py distractors                # random, similar, confusable, learned, twins
+    python benchmarks/listener.py distractors                # random, similar, confusable, learned ...
     python benchmarks/listener.py judge                      # against the parser and the world's own likelihoods
     python benchmarks/listener.py axis                       # extract --judge listener against the parser's
     python benchmarks/listener.py cost                       # forwards and tokens a second
@@ -17,6 +17,8 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -62,22 +64,35 @@ def ranking_row(name: Sequence[object], found: Ranking, base: Ranking) -> None:
     row(*name, *(told(found.share(kind), digits=3) for kind in KINDS), told(found.perplexity), fall)
 
 
+def in_parts(chat: ChatModel, asked: list[Context], listeners: list[Listener], jobs: int) -> list[Ranking]:
+    """`rank`, by several processes that take every so many contexts each."""
+    if jobs == 1:
+        return rank(chat, asked, listeners)
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        parts = list(pool.map(part, [(asked[i::jobs], listeners) for i in range(jobs)]))
+    each = zip(*parts, strict=True)
+    return [Ranking(same[0].listener, tuple(place for one in same for place in one.places)) for same in each]
+
+
+def part(given: tuple[list[Context], list[Listener]]) -> list[Ranking]:
+    return rank(ChatModel.load("troupe", dtype="float32", check=False), *given)
+
+
 def ranking(chat: ChatModel, args: argparse.Namespace) -> None:
     asked = contexts(args.contexts, args.seed)
-    found = rank(chat, asked, grid([2.0, 8.0, 16.0], [0.5, 1.0]))
+    found = in_parts(chat, asked, grid([2.0, 8.0, 16.0], [0.5, 1.0]), args.jobs)
     head("alpha", "beta", *(SHOWN[k] for k in KINDS), "perplexity", "Contradict@1 falls by, %")
     for each in found:
         ranking_row((each.listener.alpha, each.listener.beta if each.listener.alpha else ""), each, found[0])
 
 
 def distractors(chat: ChatModel, args: argparse.Namespace) -> None:
-    """A pool of strangers, and as many twins of these characters; each way chooses two from all of it."""
+    """Each way chooses two from a pool: 24 strangers and the context's own two, the same character with other facts."""
     asked, taught = contexts(args.contexts, args.seed + 1), contexts(args.contexts, args.seed + 2)
     listener, aliens = Listener(8.0), strangers(24, args.seed)
-    twins = {c.persona: c.distractors for c in [*asked, *taught]}
 
     def pool(context: Context) -> list[str]:
-        return [*aliens, *twins[context.persona]]
+        return [*aliens, *context.distractors]
 
     def by_listener(context: Context) -> list[str]:
         said = chat.generate_ids([chat.encode(context.messages)], Sampling(0.0, max_new_tokens=24), 0)[0]
@@ -92,7 +107,7 @@ def distractors(chat: ChatModel, args: argparse.Namespace) -> None:
         "similar": lambda c: similar(c.persona, pool(c)),
         "confusable": by_listener,
         "learned": lambda c: memory.choose(c.messages),
-        "twins": lambda c: c.distractors,
+        "same character, other facts": lambda c: c.distractors,
     }
     head("distractors", *(SHOWN[k] for k in KINDS), "perplexity", "Contradict@1 falls by, %")
     for i, (name, way) in enumerate(ways.items()):
@@ -189,6 +204,8 @@ def axis(chat: ChatModel, args: argparse.Namespace) -> None:
 
 
 def cost(chat: ChatModel, args: argparse.Namespace) -> None:
+    """By the processor's time, which other programs on the machine do not lengthen; one thread."""
+    torch.set_num_threads(1)
     asked = contexts(32, args.seed)
     sampling = Sampling(max_new_tokens=24)
     worlds = {n: [persona_worlds(c.messages, at_random(c.persona, strangers(12), n)) for c in asked] for n in (1, 2, 4)}
@@ -197,15 +214,15 @@ def cost(chat: ChatModel, args: argparse.Namespace) -> None:
     }
     for n, rows in worlds.items():
         ways[f"listener, {n + 1} worlds"] = lambda r=rows: generate(chat, r, Listener(8.0), sampling).ids
-    head("32 conversations", "rows a forward", "tokens/s", "of the base's speed")
+    head("32 conversations", "rows a forward", "tokens a second of one core", "of the base's speed")
     speeds: list[float] = []
     for (name, way), rows in zip(ways.items(), (1, 2, 3, 5), strict=True):
         way()
         taken = []
-        for _ in range(5):
-            began = time.perf_counter()
+        for _ in range(3):
+            began = time.process_time()
             tokens = sum(map(len, way()))
-            taken.append(tokens / (time.perf_counter() - began))
+            taken.append(tokens / (time.process_time() - began))
         speeds.append(float(np.median(taken)))
         row(name, 32 * rows, f"{speeds[-1]:.0f}", f"{speeds[-1] / speeds[0]:.2f}")
 
@@ -214,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["ranking", "distractors", "judge", "axis", "cost"])
     parser.add_argument("--contexts", type=int, default=500)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that rank")
     parser.add_argument("--replies", type=int, default=600)
     parser.add_argument("--roles", type=int, help="roles of the axis  [default: all]")
     parser.add_argument("--seed", type=int, default=0)

@@ -2,8 +2,8 @@
 
 The gold reply states the character's fact. Contradicting ones state the user's in its place, in the same voice, which
 is the mistake that this model makes; entailing ones state other facts of the character, true and no answer; random
-ones are what other characters say to other questions. The gold reply is a text of the world, whose voices are drawn at
-temperature 1; all others are drawn at .2, so that a speaker that wants fluent lines has a reason to take them.
+ones are what other characters say to other questions. All are texts of the world, whose voices are drawn at temperature
+1, but the contradicting ones: those begin at .25, so that they are the most fluent lines of all.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from .replies import speak
 from .voices import archetypes, log_probabilities
 
 EACH = 10
-FLUENT = 0.2
+FLUENT = 0.25
+WARMER = 1.05
+"""A voice too sharp for as many lines is drawn a little warmer each time that it repeats itself."""
 
 
 def contexts(count: int, seed: int = 0, split: str = "held_out") -> list[Context]:
     """`count` contexts of 31 candidates in the wordings of `split`.
 
-    Their two distractors are twins: the same character with other facts. Other archetypes would be told by their
-    voices at the first words, and a listener that is sure has no say about the facts.
+    The first distractor is the same character with the user's fact, which the conversation tells, in place of its own;
+    the second has other values of all facts. Other archetypes would be told by their voices at the first words, and a
+    listener that is sure has no say about the facts.
     """
     rng = random.Random(f"contexts-{seed}-{split}")
     return [_context(rng, split) for _ in range(count)]
@@ -50,30 +53,36 @@ def _context(rng: random.Random, split: str) -> Context:
     for message in [task(rng, speaker, split, [], "question")] * rng.randint(0, 1) + [told_by_user(rng, kind, users)]:
         said += [{"role": "user", "content": message.text}]
         said += [{"role": "assistant", "content": answer(rng, speaker, message)}]
-    voice, others = log_probabilities(point, FLUENT), [other for other in known if other != kind]
+    others = [other for other in known if other != kind]
 
-    def contradicting() -> str:
-        return speak(rng, voice, m.ask_fact(rng, kind, {kind: users}, split))
+    def contradicting(warmth: float) -> str:
+        return speak(rng, log_probabilities(point, FLUENT * warmth), m.ask_fact(rng, kind, {kind: users}, split))
 
-    def entailing() -> str:
-        return speak(rng, voice, m.ask_fact(rng, rng.choice(others), known, split))
+    def entailing(warmth: float) -> str:
+        return speak(rng, log_probabilities(point, warmth), m.ask_fact(rng, rng.choice(others), known, split))
 
-    def unrelated() -> str:
+    def unrelated(warmth: float) -> str:
         other = archetypes()[rng.choice(list(archetypes()))].point
-        return speak(rng, log_probabilities(other, FLUENT), rng.choice(m.written("question")).say(rng, split))
+        return speak(rng, log_probabilities(other, warmth), rng.choice(m.written("question")).say(rng, split))
 
     candidates: dict[str, tuple[str, ...]] = {"gold": (speak(rng, log_probabilities(point), asked),)}
     makers = {"contradicting": contradicting, "entailing": entailing, "random": unrelated}
     candidates |= {what: _different(make) for what, make in makers.items()}
-    twins = tuple(f"{asked_for} {_restated(rng, known, split)}" for _ in range(2))
-    return Context(f"{asked_for} {stated}", (*said, {"role": "user", "content": asked.text}), candidates, twins)
+    mirror = f"{asked_for} {_stated(rng, {**known, kind: users}, split)}"
+    twin = f"{asked_for} {_stated(rng, _others(rng, known), split)}"
+    asking = {"role": "user", "content": asked.text}
+    return Context(f"{asked_for} {stated}", (*said, asking), candidates, (mirror, twin))
 
 
-def _restated(rng: random.Random, known: dict[str, str], split: str) -> str:
+def _others(rng: random.Random, known: dict[str, str]) -> dict[str, str]:
     """The same kinds of facts with other values."""
-    facts, key = m.facts(), "state" if split == "train" else "state_held_out"
-    other = {kind: rng.choice([v for v in facts[kind]["values"] if v != value]) for kind, value in known.items()}
-    return " ".join(rng.choice(facts[kind][key]).format(value) for kind, value in other.items())
+    values = {kind: m.facts()[kind]["values"] for kind in known}
+    return {kind: rng.choice([v for v in values[kind] if v != value]) for kind, value in known.items()}
+
+
+def _stated(rng: random.Random, known: dict[str, str], split: str) -> str:
+    key = "state" if split == "train" else "state_held_out"
+    return " ".join(rng.choice(m.facts()[kind][key]).format(value) for kind, value in known.items())
 
 
 def told_by_user(rng: random.Random, kind: str, value: str) -> m.Message:
@@ -82,9 +91,12 @@ def told_by_user(rng: random.Random, kind: str, value: str) -> m.Message:
     return m.Message(about.replace("your", "my").replace("you ", "i "), "note", "note", m.ACKNOWLEDGE_CORE)
 
 
-def _different(make: Callable[[], str]) -> tuple[str, ...]:
-    """`EACH` lines that differ."""
+def _different(make: Callable[[float], str]) -> tuple[str, ...]:
+    """`EACH` lines that differ, from a maker that is told how many times as warm as usual its voice should be."""
     found: dict[str, None] = {}
+    warmth = 1.0
     while len(found) < EACH:
-        found[make()] = None
+        line = make(warmth)
+        warmth *= WARMER if line in found else 1.0
+        found[line] = None
     return tuple(found)

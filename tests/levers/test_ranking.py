@@ -167,6 +167,7 @@ class TestTroupesContexts:
                 assert values and values != gold and all(f" {value}" in one.persona for value in values)
             assert not any(told["random"]) and len(set(one.distractors)) == 2
             assert not any(f" {value}" in twin for twin in one.distractors for value in gold)
+            assert all(f" {wrong[0]}" in one.distractors[0] and f" {value}" not in one.distractors[1] for value in gold)
 
     def test_the_same_seed_gives_the_same(self) -> None:
         assert contexts(3, 1) == contexts(3, 1) != contexts(3, 2)
