@@ -1,12 +1,12 @@
 """How far judges agree with the truth of Troupe's world: accuracy, kappa, ROC AUC, calibration.
 
-    python benchmarks/judges.py                       # parser, a classifier trained here, a judge that guesses
+    python benchmarks/judges.py                       # parser, listener, a classifier trained here, guesses
     python benchmarks/judges.py --judge api --judge-model NAME --judge-url URL
 
 True is what the world's generator meant: which role or the Assistant was to speak, which fact was to be stated, which
 message to be answered. The parser, which is the truth elsewhere, is measured against it as well. The classifier is
 Troupe's own weights with a head on top, trained for a few minutes on the training half of the world's wordings; it
-shows that the seam works and what such a judge misses, and is shipped nowhere.
+shows that the seam works and what such a judge misses, and is shipped nowhere. The listener is Troupe itself.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from _judged_items import KINDS, Known, items
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from persona_axis._statistics import Estimate
+from persona_axis.chat import ChatModel
 from persona_axis.errors import JudgeError
-from persona_axis.judges import named_for_signals
+from persona_axis.judges import named, of_signals
 from persona_axis.judges.agreement import Agreement, agreement
 from persona_axis.judges.nli import LABELS, NliJudge
 from persona_axis.judges.questions import Conflicts, SignalJudge, chances, conflicts
@@ -124,10 +125,11 @@ def main() -> None:
     options.add_argument("--judge-url")
     options.add_argument("--judge-cache")
     given = options.parse_args()
-    judges: list[SignalJudge] = [named_for_signals("troupe"), Guesser()]
+    troupe = ChatModel.load("troupe", check=False)
+    judges: list[SignalJudge] = [of_signals(named("troupe")), of_signals(named("listener", chat=troupe)), Guesser()]
     if given.judge:
         more = {"url": given.judge_url, "cache": given.judge_cache} if given.judge == "api" else {}
-        judges.append(named_for_signals(given.judge, given.judge_model, **more))
+        judges.append(of_signals(named(given.judge, given.judge_model, **more)))
     if given.steps:
         began = time.monotonic()
         judges.append(classifier(given.steps, given.seed))

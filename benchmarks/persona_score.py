@@ -15,7 +15,7 @@ import random
 
 from persona_axis import ChatModel
 from persona_axis._statistics import Estimate
-from persona_axis.judges import named_for_signals
+from persona_axis.judges import named, of_signals
 from persona_axis.judges.questions import SignalJudge
 from persona_axis.organism import messages
 from persona_axis.organism.dialogue import role_prompt
@@ -55,12 +55,12 @@ def main() -> None:
     chat = ChatModel.load(given.model)
     judges: list[SignalJudge]
     if chat.is_troupe:
-        probes, judges = of_troupe(given.personas, given.questions, given.seed), [named_for_signals("troupe")]
+        probes, judges = of_troupe(given.personas, given.questions, given.seed), [of_signals(named("troupe"))]
         more = {"instruction": "{}", "sampling": Sampling(0.7, 0.9, 40)}
     else:
         about = {"url": given.judge_url, "cache": given.judge_cache}
         probes = list(load_personas()[: given.personas])
-        judges = [named_for_signals("api", name, **about) for name in given.judge_model]
+        judges = [of_signals(named("api", name, **about)) for name in given.judge_model]
         more = {"instruction": INSTRUCTION}
     print(f"| told to be | score (1 to 5) | {' | '.join(TASKS)} | unjudged | kappa | correlation |")
     print("|" + " --- |" * (5 + len(TASKS)))

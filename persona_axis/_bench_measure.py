@@ -18,9 +18,10 @@ from persona_axis._bench_dialogues import LENGTHS, Dialogue, sha256
 from persona_axis.calibration.settings import axis_sha256
 from persona_axis.calibration.units import Units
 from persona_axis.errors import BenchError
+from persona_axis.judges.questions import SignalJudge
 from persona_axis.outcomes import Asked, OutcomeJudge, outcomes
 from persona_axis.signals import asked, measured
-from persona_axis.signals.choosing import SIGNALS, Means, chosen, made
+from persona_axis.signals.choosing import SIGNALS, Means, chosen, made, untold
 from persona_axis.signals.lines import lines
 from persona_axis.signals.table import DTYPES, Row, Signal, signal
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from persona_axis.capability import CapabilityTest
     from persona_axis.chat import ChatModel
     from persona_axis.conversations import Conversation
-    from persona_axis.judges.questions import SignalJudge
     from persona_axis.levers.agents import Agent
 
 REFUSED, CAPABILITY, FACTS = "refused", "capability", "fact_consistency"
@@ -126,8 +126,8 @@ class Measures:
         return {key: value for key, value in self.chat.facts.items() if key not in ("model", "revision")}
 
 
-def left_out(wanted: Sequence[str] | None, **means: object) -> list[str]:
-    """What a reader should know of signals that cannot be had for want of a judge, an axis or a test.
+def left_out(wanted: Sequence[str] | None, *, judge: SignalJudge | None, **means: object) -> list[str]:
+    """What a reader should know of signals that cannot be had for want of a judge who can tell, an axis or a test.
 
     Raises `BenchError` where one of them is `wanted`, and for a wanted name that is no signal's.
     """
@@ -135,7 +135,12 @@ def left_out(wanted: Sequence[str] | None, **means: object) -> list[str]:
         raise BenchError(f"no signal is called {unknown[0]!r}: there are {', '.join((*SIGNALS, REFUSED))}")
     needs = {name: needs for name, (needs, _) in SIGNALS.items()} | {CAPABILITY: ("test",)}
     notes = []
-    for mean in (mean for mean, there in means.items() if there is None):
+    if judge is not None and (silent := untold(judge)):
+        if asked_for := [name for name in silent if name in (wanted or ())]:
+            raise BenchError(f"judge {judge.name} cannot tell {asked_for[0]}: take another, or leave it out")
+        if wanted is None:
+            notes.append(f"judge {judge.name} cannot tell these signals, which are left out: {', '.join(silent)}")
+    for mean in (mean for mean, there in {"judge": judge, **means}.items() if there is None):
         names, a = [name for name, of in needs.items() if mean in of], "an" if mean == "axis" else "a"
         if asked_for := [name for name in names if name in (wanted or ())]:
             raise BenchError(f"the signal {asked_for[0]} needs {a} {mean}: give one, or leave it out")

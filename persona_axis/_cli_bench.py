@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from persona_axis._judge_options import judge_options, judge_settings
+from persona_axis._judge_names import OF_SIGNALS
+from persona_axis._judge_options import JudgeOf, judge_options, judge_settings
 from persona_axis._options import load_model, model_options, names, sampling_options
 from persona_axis._terminal import debuggable, reader_may_leave
 
@@ -31,7 +32,7 @@ from persona_axis._terminal import debuggable, reader_may_leave
               help="Items of the test of capability.")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(0), default=2.0, show_default=True, metavar="A",
               help="How strongly the speaker heeds the listener.")  # fmt: skip
-@click.option("--judge", type=click.Choice(["troupe", "api", "nli"]),
+@click.option("--judge", type=JudgeOf(OF_SIGNALS),
               help="Who judges.  [default: Troupe's parser for Troupe, else nobody]")  # fmt: skip
 @judge_options
 @sampling_options("48 for Troupe, else 128")
@@ -61,7 +62,7 @@ def bench(model: str, revision: str | None, dtype: str, device_map: str | None, 
     from persona_axis.bench_plots import pareto
     from persona_axis.cap import Cap
     from persona_axis.errors import BenchError
-    from persona_axis.judges import named_for_signals
+    from persona_axis.judges import named, of_signals
     from persona_axis.levers.listener import Listener
     from persona_axis.sampling import Sampling
 
@@ -71,7 +72,7 @@ def bench(model: str, revision: str | None, dtype: str, device_map: str | None, 
         require_known(name, ruler)  # told before a large model is loaded
     chat = load_model(model, revision, dtype, device_map, stack)
     sampled = {"max_new_tokens": 48 if chat.is_troupe else 128} | {k: v for k, v in given.items() if v is not None}
-    asked = named_for_signals(judge, **about_judge) if judge else None
+    asked = of_signals(named(judge, chat=chat, **about_judge)) if judge else None
     told = Told()
     try:
         found = run_bench(

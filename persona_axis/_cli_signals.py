@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from persona_axis._judge_options import judge_options, judge_settings
+from persona_axis._judge_names import OF_SIGNALS
+from persona_axis._judge_options import JudgeOf, judge_options, judge_settings
 from persona_axis._options import load_for, load_model, loading_options, names, refuse_overwriting
 from persona_axis._terminal import debuggable, reader_may_leave
 
@@ -19,8 +20,9 @@ from persona_axis._terminal import debuggable, reader_may_leave
               help="Such as adherence,relevance.  [default: all that can be had with the options given]")  # fmt: skip
 @click.option("--personas", type=click.Path(path_type=Path), metavar="FILE",
               help="Who speaks, as JSON lines.  [default: what each system message says]")  # fmt: skip
-@click.option("--judge", type=click.Choice(["troupe", "api", "nli"]),
-              help="Who judges: Troupe's parser, a model behind an API, a model of inference.")  # fmt: skip
+@click.option("--judge", type=JudgeOf(OF_SIGNALS),
+              help="Who judges: Troupe's parser, the agent as its own listener, a model behind an API, "
+              "a model of inference.")  # fmt: skip
 @judge_options
 @click.option("--model", metavar="MODEL", help="The agent itself, for signals that read or ask it.  [default: AXIS's]")
 @loading_options
@@ -57,7 +59,7 @@ def signals(conversations: Path, wanted: tuple[str, ...] | None, personas: Path 
     from persona_axis.cap import Cap
     from persona_axis.conversations import read_conversations
     from persona_axis.drift import TableWriter
-    from persona_axis.judges import named_for_signals
+    from persona_axis.judges import named, of_signals
     from persona_axis.persona import read_personas
     from persona_axis.signals import together
     from persona_axis.signals.choosing import Means, chosen, made
@@ -71,7 +73,7 @@ def signals(conversations: Path, wanted: tuple[str, ...] | None, personas: Path 
     held = [Cap.load(path) for path in caps]
     loading = revision, dtype, device_map, stack
     chat = load_for(ruler, model, *loading) if ruler else load_model(model, *loading) if model else None
-    asked = named_for_signals(judge, **about_judge) if judge else None
+    asked = of_signals(named(judge, chat=chat, **about_judge)) if judge else None
     means = Means(talks, who, asked, chat, ruler, layer, held)
     found = list(made(chosen(wanted, means), means))
     if out:

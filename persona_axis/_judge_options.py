@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from persona_axis._judge_names import ALL, unfit
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -27,6 +29,15 @@ def judge_settings(judge: str | None, given: dict[str, Any]) -> dict[str, Any]:
     if judge == "api":
         taken["judge_cache"] = taken["judge_cache"] or _cache_home() / "persona-axis" / "judge"
     return {name.removeprefix("judge_"): taken[name] for name in fit}
+
+
+class JudgeOf(click.Choice[str]):
+    """A judge's name; of one that is there for something else, the error says for what."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in ALL and value not in self.choices:
+            self.fail(unfit(value, tuple(self.choices)), param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def judge_options(command: F) -> F:

@@ -20,7 +20,8 @@ from persona_axis._cli_drift import drift
 from persona_axis._cli_serve import serve, sglang
 from persona_axis._cli_signals import signals
 from persona_axis._cli_vectors import export, import_
-from persona_axis._judge_options import judge_options, judge_settings
+from persona_axis._judge_names import OF_ROLES
+from persona_axis._judge_options import JudgeOf, judge_options, judge_settings
 from persona_axis._listening import Listening, imagine, listener_options
 from persona_axis._options import (
     allow_option,
@@ -55,7 +56,7 @@ def app() -> None:
 @click.option("--questions", type=click.IntRange(2), metavar="N", help="Questions asked with each prompt.")
 @click.option("--default-samples", type=click.IntRange(1), metavar="N", help="Replies of the default to each question.")
 @sampling_options("48 for Troupe, else 128; 512 with --full")
-@click.option("--judge", type=click.Choice(["all", "troupe", "listener", "api"]),
+@click.option("--judge", type=JudgeOf(OF_ROLES),
               help="Who accepts: everybody, Troupe's parser, the model as its own listener, "
               "one behind an API.")  # fmt: skip
 @judge_options
@@ -107,7 +108,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
 
     from persona_axis.extract import Options, extract_traits
     from persona_axis.extract import extract as run_extraction
-    from persona_axis.judges import named
+    from persona_axis.judges import named, of_roles
 
     if traits:
         from persona_axis._trait_tables import show_traits
@@ -120,7 +121,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         return
 
     options = Options.preset(chat, full=full, **plan)
-    who = named(judge, chat=chat, probes=chosen, **about_judge) if judge else None
+    who = of_roles(named(judge, chat=chat, probes=chosen, **about_judge)) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
         found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)

@@ -49,8 +49,23 @@ def test_judged_and_asked_of_troupe_itself(command: Command, tmp_path: Path) -> 
     assert means["contradiction"] == 0.0 and means["self_overlap"] == 1.0 and means["relevance"] != 0
 
 
+def test_the_agent_as_its_own_listener(command: Command) -> None:
+    code, out, _ = command("signals", "talks.jsonl", "--judge", "listener", "--model", "troupe", "--signals",
+                           "adherence")  # fmt: skip
+    assert code == 0 and "adherence" in out and "judge: listener(others=2" in out
+
+
+@pytest.mark.parametrize("traits", [(), ("--traits",)])
+def test_extract_takes_judges_of_roles(command: Command, traits: tuple[str, ...]) -> None:
+    code, _, err = command("extract", "--judge", "nli", *traits)
+    assert code == 2 and "nli scores no roles, it answers the questions of signals: take all, troupe" in err
+
+
 @pytest.mark.parametrize(("args", "said"), [
     (("--signals", "adherence"), "the signal adherence needs --judge"),
+    (("--judge", "listener"), "judge listener needs the model that it listens with: pass chat, or name it with --mo"),
+    (("--judge", "all"), "judge all answers no questions of signals, it scores roles: take troupe, listener, api, nli"),
+    (("--judge", "listener", "--model", "troupe", "--signals", "answers"), "cannot tell: Does the reply answer"),
     (("--signals", "wit"), "no signal is called 'wit'"),
     (("--judge-model", "x"), "--judge-model does not go with --judge (none)"),
     (("--judge", "nli", "--judge-model", "x", "--judge-url", "http://x"), "--judge-url does not go with --judge nli"),

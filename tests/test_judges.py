@@ -8,8 +8,19 @@ from collections import Counter
 import chat_factory as tiny
 import pytest
 
+from persona_axis import judges
 from persona_axis.errors import JudgeError
-from persona_axis.judges import AcceptAll, Judge, Judged, TroupeParser, default_judge, named, verdicts
+from persona_axis.judges import (
+    AcceptAll,
+    Judge,
+    Judged,
+    TroupeParser,
+    default_judge,
+    named,
+    of_roles,
+    of_signals,
+    verdicts,
+)
 from persona_axis.organism import messages, replies, voices
 
 
@@ -63,11 +74,29 @@ def test_accept_all_and_names() -> None:
     assert [named(name).name for name in ("all", "troupe")] == ["all", "troupe"]
     with pytest.raises(JudgeError, match="no judge is called 'jury'"):
         named("jury")
+    assert set(judges.ROLE_NAMES) | set(judges.SIGNAL_NAMES) == set(judges.NAMES) == set(judges._MAKERS)
     assert all(isinstance(judge, Judge) for judge in (AcceptAll(), TroupeParser()))
     chat = tiny.chat()
     assert default_judge(chat).name == "all"
     chat.is_troupe = True
     assert default_judge(chat).name == "troupe"
+
+
+def test_what_a_judge_is_for() -> None:
+    parser, everybody = named("troupe"), named("all")
+    assert of_roles(parser) is of_signals(parser) is parser and of_roles(everybody) is everybody
+    with pytest.raises(JudgeError, match="^judge all answers no questions of signals, it scores roles: take tr"):
+        of_signals(everybody)
+
+    class Infers:
+        name = "nli x"
+
+        def answer(self, questions: object) -> object:
+            return []
+
+    assert of_signals(Infers()).name == "nli x"  # type: ignore[arg-type]
+    with pytest.raises(JudgeError, match="^judge nli x scores no roles, it answers the questions of signals: take all"):
+        of_roles(Infers())  # type: ignore[arg-type]
 
 
 def test_verdicts_are_checked() -> None:

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import chat_factory as tiny
 import pytest
+from signals_factory import talk
 
+from persona_axis._bench_measure import left_out
 from persona_axis.chat import ChatModel
-from persona_axis.errors import JudgeError
+from persona_axis.errors import BenchError, JudgeError
 from persona_axis.extract import Options, extract
 from persona_axis.judges import Judged, ListenerJudge, TroupeParser, named, verdicts
+from persona_axis.judges.questions import Answers, Fits, chances
 from persona_axis.organism.voices import archetypes, band
+from persona_axis.persona import Persona
 from persona_axis.probes import load_probes
 from persona_axis.sampling import Sampling
+from persona_axis.signals.choosing import Means, chosen
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +79,73 @@ class TestTheSeam:
         assert other.name != judge.name and ListenerJudge.of(judge.chat, tiny.probes(6)).name == judge.name
 
     def test_what_it_needs(self, judge: ListenerJudge) -> None:
-        with pytest.raises(JudgeError, match="pass chat and probes"):
+        with pytest.raises(JudgeError, match="needs the model that it listens with: .* name it with --model"):
             named("listener")
         with pytest.raises(JudgeError, match="needs 3 roles to choose from, there are 2"):
             ListenerJudge(judge.chat, judge.roles[:2])
         with pytest.raises(JudgeError, match="threshold must lie between 0 and 1"):
             ListenerJudge(judge.chat, judge.roles, threshold=1.0)
+
+
+class TestSignalsQuestions:
+    def test_a_line_fits_where_a_rollout_would_be_in_role(self, judge: ListenerJudge) -> None:
+        shown = [Judged("role 0", "", "be b like e .", f"{word} ?", "hello ghost") for word in ("why", "how", "what")]
+        asked = [Fits(Persona(one.system, role=one.role), one.reply, one.question) for one in shown]
+        heard = judge.hear(shown)
+        for threshold in (0.05, judge.threshold, 0.6):
+            at = ListenerJudge(judge.chat, judge.roles, judge.others, threshold)
+            given = chances(at, asked)
+            prior = (1 - threshold) / threshold
+            right = [h.true * prior / (h.true * prior + 1 - h.true) for h in heard]
+            assert given == pytest.approx(right, rel=1e-6)
+            assert [c > 0.5 for c in given if c is not None] == [v == 3 for v in at.score(shown)]
+
+    def test_whom_a_persona_is_told_from(self, judge: ListenerJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+        first, second, third = (prompt for _, prompt in judge.roles)
+        seen = []
+        hear = ListenerJudge._heard
+        monkeypatch.setattr(ListenerJudge, "_heard", lambda s, w, r: seen.extend(w) or hear(s, w, r))
+        who = [Persona("hello"), Persona(""), Persona(first.upper()), Persona("hello", role=judge.roles[0][0])]
+        assert None not in chances(judge, [Fits(persona, "hello ghost", "why ?") for persona in who])
+        systems = [[m["content"] for m in world if m["role"] == "system"] for row in seen for world in row[1:]]
+        assert systems[:3] == [[], [first], [second]] and systems[3:6] == [[first], [second], [third]]
+        assert systems[6:9] == [[], [second], [third]] and systems[9:] == [[], [second], [third]]
+
+    def test_what_cannot_be_judged(self, judge: ListenerJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+        be = Persona("be b like e .")
+        monkeypatch.setattr("persona_axis._windows.context_limit", lambda _chat: 24)
+        monkeypatch.setattr("persona_axis.levers.worlds.context_limit", lambda _chat: 24)
+        given = chances(judge, [Fits(be, ""), Fits(be, "hello " * 30, "why ?"), Fits(be, "hello ghost", "why ?")])
+        assert given[:2] == [None, None] and given[2] is not None
+        with pytest.raises(JudgeError, match="cannot tell: Does the reply answer the message"):
+            judge.answer([Answers("why ?", "hello")])
+
+    def test_signals_that_it_cannot_tell_are_left_out(self, judge: ListenerJudge) -> None:
+        told = [talk("a", "hello ghost", "hello", system="be a b")]
+        means = Means(told, judge=judge)
+        assert chosen(None, means) == ["parroting", "distinct", "self_overlap", "adherence"]
+        with pytest.raises(JudgeError, match="cannot tell: Does the reply answer the message"):
+            chosen(["answers"], means)
+        given = {"judge": judge, "axis": 0, "test": 0}
+        (note,) = left_out(None, **given)
+        assert note.endswith("left out: self_consistency, contradiction, answers, fact_consistency")
+        assert left_out(["adherence"], **given) == []
+        with pytest.raises(BenchError, match=r"judge listener\(.*\) cannot tell answers: take another"):
+            left_out(["answers"], **given)
+
+    def test_it_tells_troupes_characters_from_the_assistant(self, troupe: ChatModel) -> None:
+        probes, parser = load_probes(), TroupeParser()
+        far = [role for role in probes.roles if band(archetypes()[role.name].likeness) == "far"][:16]
+        who = [Persona(role.prompts[0], role=role.name) for role in far]
+        asked = [str(probes.questions[i % len(probes.questions)]) for i in range(len(far))]
+        chats = [
+            [*([{"role": "system", "content": w.text}] if i % 2 else []), {"role": "user", "content": q}]
+            for i, (w, q) in enumerate(zip(who, asked, strict=True))
+        ]
+        said = troupe.generate(chats, Sampling(max_new_tokens=40), 0).texts
+        questions = [Fits(w, line, q) for w, line, q in zip(who, said, asked, strict=True)]
+        heard, truth = (chances(j, questions) for j in (named("listener", chat=troupe), parser))
+        assert sum((a >= 0.5) == (b >= 0.5) for a, b in zip(heard, truth, strict=True)) >= 15
 
 
 def test_an_extraction_needs_no_other_judge(tmp_path: Path) -> None:

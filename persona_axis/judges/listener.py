@@ -2,22 +2,27 @@
 
 It needs nothing but the model. The reply is read after the question in several worlds: under the role's system
 prompt, under none, and under those of a few other roles. What the model would have said in each of them gives the
-posterior of each (see `persona_axis.levers.listener`).
+posterior of each (see `persona_axis.levers.listener`). A signal's question whether a line fits a persona is the same
+one; of facts, contradictions and answers it knows nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from persona_axis.errors import JudgeError
 from persona_axis.judges.base import Judged
+from persona_axis.judges.questions import Fits, Question, cannot
 
 if TYPE_CHECKING:
     from persona_axis.chat import ChatModel
     from persona_axis.levers.hearing import Heard
+    from persona_axis.levers.worlds import Worlds
+    from persona_axis.persona import Persona
     from persona_axis.probes import Probes
 
 OTHERS = 2
@@ -29,10 +34,15 @@ class ListenerJudge:
     """3: the posterior of the role is above `threshold`. 1: that of the default is the highest. 2: neither.
     None: an empty reply. It never gives 0: a refusal is for a listener what the Assistant says.
 
+    Of signals' questions it answers `Fits`: the chance is the posterior with prior odds that put `threshold` at 1/2, so
+    that a line fits where a rollout would be in its role. None: an empty line, and what is longer than the model reads.
+
     `roles` are (name, system prompt) of the roles to tell from, one more than `others`, so that each role is told from
     as many others than itself. The threshold is chance among four worlds: above it the reply made the listener
     believe more in the role than before. `batch` is how many worlds are read at once.
     """
+
+    kinds: ClassVar[tuple[type, ...]] = (Fits,)
 
     chat: ChatModel
     roles: tuple[tuple[str, str], ...]
@@ -69,18 +79,12 @@ class ListenerJudge:
 
     def hear(self, rollouts: Sequence[Judged]) -> list[Heard]:
         """What the listener makes of each reply: world 0 is the role, 1 the default, then the others."""
-        from persona_axis.levers.hearing import posterior
-        from persona_axis.levers.listener import Listener
         from persona_axis.levers.worlds import persona_worlds
 
         worlds = [
-            persona_worlds(
-                [{"role": "system", "content": r.system}, {"role": "user", "content": r.question}],
-                ["", *self.told_from(r.role).values()],
-            )
-            for r in rollouts
+            persona_worlds(_asked(r.system, r.question), ["", *self.told_from(r.role).values()]) for r in rollouts
         ]
-        return posterior(self.chat, worlds, [r.reply for r in rollouts], Listener(beta=self.beta), self.batch)
+        return self._heard(worlds, [r.reply for r in rollouts])
 
     def told_from(self, role: str) -> dict[str, str]:
         """The other roles that `role` is told from: system prompts by name."""
@@ -89,9 +93,63 @@ class ListenerJudge:
     def score(self, rollouts: Sequence[Judged]) -> list[int | None]:
         return [self._verdict(heard) for heard in self.hear(rollouts)] if rollouts else []
 
+    def answer(self, questions: Sequence[Question]) -> list[float | None]:
+        """Verdicts as `SignalJudge` says."""
+        from persona_axis.levers.worlds import persona_worlds
+
+        worlds, lines = [], []
+        for question in questions:
+            if not isinstance(question, Fits):
+                raise cannot(self, type(question))
+            persona = question.persona
+            worlds.append(persona_worlds(_asked(persona.text, question.message), self._not(persona)))
+            lines.append(question.line)
+        able = [i for i, row in enumerate(worlds) if lines[i].strip() and self._fits_in(row, lines[i])]
+        heard = self._heard([worlds[i] for i in able], [lines[i] for i in able]) if able else []
+        found: list[float | None] = [None] * len(worlds)
+        for i, one in zip(able, heard, strict=True):
+            found[i] = self._chance(one)
+        return found
+
+    def _not(self, persona: Persona) -> list[str]:
+        """Whom it is told from: nobody in particular and `others` roles, or one role more where it is nobody itself.
+
+        A role of the persona's own name comes last: it would be told from itself.
+        """
+        from persona_axis.levers.worlds import same_persona
+
+        roles = [prompt for _, prompt in sorted(self.roles, key=lambda role: role[0] == persona.role)]
+        pool = [text for text in ("", *roles) if not same_persona(text, persona.text)]
+        return pool[: self.others + 1]
+
+    def _fits_in(self, worlds: Worlds, line: str) -> bool:
+        from persona_axis._windows import context_limit
+        from persona_axis.levers.hearing import reply_ids
+
+        limit = context_limit(self.chat)
+        if limit is None:
+            return True
+        return max(map(len, self.chat.encode_batch(worlds))) + len(reply_ids(self.chat, worlds[0], line)) <= limit
+
+    def _heard(self, worlds: Sequence[Worlds], replies: Sequence[str]) -> list[Heard]:
+        from persona_axis.levers.hearing import posterior
+        from persona_axis.levers.listener import Listener
+
+        return posterior(self.chat, worlds, replies, Listener(beta=self.beta), self.batch)
+
     def _verdict(self, heard: Heard) -> int | None:
         if not heard.ids:
             return None
         if heard.true > self.threshold:
             return 3
         return 1 if int(heard.log_posterior[-1].argmax()) == 1 else 2
+
+    def _chance(self, heard: Heard) -> float:
+        odds = heard.log_odds - math.log(self.threshold / (1 - self.threshold))
+        return 1 / (1 + math.exp(-max(odds, -700.0)))  # exp(700) is the largest that a float holds
+
+
+def _asked(system: str, message: str) -> list[dict[str, str]]:
+    """The conversation before the reply."""
+    told = [{"role": "system", "content": system}] if system.strip() else []
+    return [*told, {"role": "user", "content": message}]

@@ -35,6 +35,8 @@ class NliJudge:
     Nothing is ever truncated: a pair that is longer than the model can read is no verdict, and `too_long` counts it.
     """
 
+    kinds = (Fits, Conflicts, Agrees, Answers)
+
     def __init__(self, model: Any, tokenizer: Any, *, name: str = "nli", batch: int = 32) -> None:
         """`model` maps a pair of texts to logits; which of its labels is which is read from `config.id2label`.
 
@@ -109,7 +111,7 @@ class NliJudge:
             case Answers():
                 return [(question.message, question.reply)]
             case _:
-                raise cannot(self, question)
+                raise cannot(self, type(question))
 
 
 def _verdict(question: Question, found: Sequence[Inferred | None]) -> float | tuple[int, ...] | None:

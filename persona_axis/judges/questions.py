@@ -84,7 +84,10 @@ Chance: TypeAlias = Fits | Answers | Agrees
 
 @runtime_checkable
 class SignalJudge(Protocol):
-    """Answers questions of signals. `name` goes into tables and says which judge, with which settings."""
+    """Answers questions of signals. `name` goes into tables and says which judge, with which settings.
+
+    One that cannot answer every kind may say so before it is asked: `kinds`, the classes of those that it can.
+    """
 
     @property
     def name(self) -> str: ...
@@ -138,10 +141,15 @@ def ratings(judge: SignalJudge, questions: Sequence[Rates]) -> list[int | None]:
     return [None if verdict is None else int(verdict) for verdict in found]
 
 
-def cannot(judge: SignalJudge, question: Question) -> JudgeError:
+def able(judge: SignalJudge, kind: type) -> bool:
+    """Whether the judge answers questions of this kind, as far as it says so beforehand."""
+    return kind in getattr(judge, "kinds", (kind,))
+
+
+def cannot(judge: SignalJudge, kind: type) -> JudgeError:
     """The error of a judge that cannot answer questions of this kind."""
-    kind = (type(question).__doc__ or "").split("\n")[0].split("Verdict")[0].strip()
-    return JudgeError(f"judge {judge.name!r} cannot tell: {kind} Take another judge for this signal, or leave it out")
+    asks = (kind.__doc__ or "").split("\n")[0].split("Verdict")[0].strip()
+    return JudgeError(f"judge {judge.name!r} cannot tell: {asks} Take another judge for this signal, or leave it out")
 
 
 def _answered(judge: SignalJudge, questions: Sequence[Question]) -> list[Any]:

@@ -21,6 +21,8 @@ EACH = 10
 FLUENT = 0.25
 WARMER = 1.05
 """A voice too sharp for as many lines is drawn a little warmer each time that it repeats itself."""
+_OWN = (("your", "my"), ("you are", "i am"), ("know you", "know me"), ("you ", "i "))
+"""A statement to somebody as one about oneself; the later ones are for what the earlier leave."""
 
 
 def contexts(count: int, seed: int = 0, split: str = "held_out") -> list[Context]:
@@ -88,7 +90,9 @@ def _stated(rng: random.Random, known: dict[str, str], split: str) -> str:
 def told_by_user(rng: random.Random, kind: str, value: str) -> m.Message:
     """What users say of themselves; the reply takes note of it."""
     about = rng.choice(m.facts()[kind]["state"]).format(value)
-    return m.Message(about.replace("your", "my").replace("you ", "i "), "note", "note", m.ACKNOWLEDGE_CORE)
+    for theirs, own in _OWN:
+        about = about.replace(theirs, own)
+    return m.Message(about, "note", "note", m.ACKNOWLEDGE_CORE)
 
 
 def _different(make: Callable[[float], str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from persona_axis.capability import tasks_for
 from persona_axis.conversations import Conversation
 from persona_axis.errors import SignalError
-from persona_axis.judges.questions import SignalJudge
+from persona_axis.judges.questions import Agrees, Answers, Conflicts, Fits, SignalJudge, able, cannot
 from persona_axis.persona import Personas, persona_of
 from persona_axis.signals import asked, counted, judged, measured
 from persona_axis.signals.table import Signal
@@ -60,23 +60,37 @@ SIGNALS: dict[str, tuple[tuple[str, ...], Callable[[Any], Signal]]] = {
     "capability": (("model",), lambda m: measured.capability(m.chat, tasks_for(m.chat), lever=m.lever)),
 }
 """Needs and maker of each."""
+ASKS: dict[str, type] = {
+    "adherence": Fits, "self_consistency": Conflicts, "contradiction": Conflicts, "answers": Answers,
+    "fact_consistency": Agrees,
+}  # fmt: skip
+"""What kind of question the judge is asked for each."""
 _OPTIONS = {"judge": "--judge", "model": "--model", "axis": "--axis", "facts": "--personas with facts to ask for"}
 
 
 def chosen(names: Sequence[str] | None, means: Means) -> list[str]:
     """These signals, or without names all that can be had, capability excepted (it is no score of conversations).
 
-    Raises `SignalError` for a name that is none, and for a signal whose needs are not met.
+    Raises `SignalError` for a name that is none and for a signal whose needs are not met, and `JudgeError` for one that
+    the judge says it cannot tell.
     """
-    there = means.there
+    there, silent = means.there, untold(means.judge)
     if names is None:
-        return [name for name, (needs, _) in SIGNALS.items() if set(needs) <= there and name != "capability"]
+        found = [name for name, (needs, _) in SIGNALS.items() if set(needs) <= there and name != "capability"]
+        return [name for name in found if name not in silent]
     for name in names:
         if name not in SIGNALS:
             raise SignalError(f"no signal is called {name!r}: there are {', '.join(SIGNALS)}")
         if missing := [_OPTIONS[need] for need in SIGNALS[name][0] if need not in there]:
             raise SignalError(f"the signal {name} needs {', '.join(missing)}")
+        if name in silent and means.judge is not None:
+            raise cannot(means.judge, ASKS[name])
     return list(dict.fromkeys(names))
+
+
+def untold(judge: SignalJudge | None) -> list[str]:
+    """The signals whose question this judge says it cannot answer."""
+    return [] if judge is None else [name for name, kind in ASKS.items() if not able(judge, kind)]
 
 
 def made(names: Sequence[str], means: Means) -> Iterator[Signal]:

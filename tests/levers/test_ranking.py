@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from persona_axis.levers.hearing import continuations, next_tokens, posterior, r
 from persona_axis.levers.ranking import KINDS, Context, Place, Ranking, grid, rank
 from persona_axis.levers.rankingfile import load_contexts
 from persona_axis.levers.worlds import encode_worlds, persona_worlds
-from persona_axis.organism.contexts import contexts
+from persona_axis.organism.contexts import contexts, told_by_user
+from persona_axis.organism.messages import facts
 from persona_axis.organism.parser import read
 
 ASKED = ({"role": "user", "content": "how should i sleep ?"},)
@@ -171,6 +173,13 @@ class TestTroupesContexts:
 
     def test_the_same_seed_gives_the_same(self) -> None:
         assert contexts(3, 1) == contexts(3, 1) != contexts(3, 2)
+
+    def test_users_tell_of_themselves_in_the_first_person(self) -> None:
+        rng = random.Random(0)
+        told = {told_by_user(rng, kind, value).text for kind in facts() for value in ("vera",) * 40}
+        assert len(told) == sum(len(one["state"]) for one in facts().values()) and "i am called vera." in told
+        assert {"people know me by the name vera.", "i am fond of vera.", "what i like most is vera."} <= told
+        assert not any(" you" in f" {text}" or "i are" in text for text in told)
 
     def test_the_listener_hears_a_contradiction(self) -> None:
         troupe, asked = ChatModel.load("troupe", dtype="float32", check=False), contexts(16, seed=0)

@@ -121,7 +121,7 @@ def test_verdicts_are_checked() -> None:
         chances(Gives(1, 1), [fits])
     with pytest.raises(JudgeError, match="judge 'gives' failed: TypeError"):
         chances(Broken(), [fits])
-    assert "'gives' cannot tell: Does the reply answer the message?" in str(cannot(Gives(), Answers("a", "b")))
+    assert "'gives' cannot tell: Does the reply answer the message?" in str(cannot(Gives(), Answers))
 
 
 def test_the_parser_knows_its_world_and_no_more() -> None:
