@@ -139,7 +139,8 @@ def main() -> None:
     for judge in judges:
         for kind in KINDS:
             found = measured(judge, items(kind, given.items, "held_out", given.seed))
-            print(f"| {judge.name} | {kind} | cannot tell |" if found is None else row(judge.name, kind, found))
+            name = judge.name.split("(")[0]  # the listener's holds all its settings
+            print(f"| {name} | {kind} | cannot tell |" if found is None else row(name, kind, found))
         if spent := getattr(judge, "spent", None):
             print(f"  {judge.name}: {spent}", file=sys.stderr)
 
