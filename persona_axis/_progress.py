@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Saved
+from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Rounded, Saved
 from persona_axis.extraction.events import Progress as Drawn
 
 LONG_SECONDS = 600.0
@@ -55,10 +55,14 @@ class Display:
                 self.console.print(f"note: {text}", markup=False, highlight=False)
             case Drawn():
                 what = (
-                    f"{event.rollouts:,}/{event.of_rollouts:,} rollouts, {event.roles}/{event.of_roles} {self.roles}, "
+                    f"{event.rollouts:,}/{event.of_rollouts:,} rollouts, round {event.round}, "
                     f"{event.rollouts_per_second:.1f} rollouts/s, {clock(event.seconds_left)} left"
                 )
                 self._show("probing", event.rollouts, event.of_rollouts, what)
+            case Rounded(number, rollouts, expected, low, more):
+                then = f"{more:,} more" if more else "done"
+                found = f"expected cosine {expected:.4f}, at least {low:.4f}: {then}"
+                self.console.print(f"round {number}: {rollouts:,} rollouts, {found}", markup=False, highlight=False)
             case Calibrating(done, total):
                 self._show("calibrating", done, total, f"{done:,}/{total:,} rollouts read")
             case Saved(path):
@@ -75,6 +79,7 @@ class Display:
             f"x {plan.questions} questions "
             f"+ {plan.default_rollouts:,} of the default = {plan.rollouts:,} rollouts, "
             f"at most {plan.tokens:,} tokens, in batches of {plan.batch_size}",
+            f"drawn until the axis is certain to a cosine of {plan.precision:g}" if plan.precision < 1 else "all drawn",
             f"time: {clock(plan.seconds)} at most; state in {plan.run_dir}",
         ]
         if plan.done:

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
+from persona_axis.extraction.engines import Engine, Local
 from persona_axis.extraction.events import (
     Calibrating,
     Event,
@@ -29,14 +30,16 @@ from persona_axis.extraction.events import (
     Note,
     Planned,
     Progress,
+    Rounded,
     Saved,
     silent,
 )
 from persona_axis.extraction.finish import finish
 from persona_axis.extraction.options import Options
-from persona_axis.extraction.plan import Plan, make_plan
+from persona_axis.extraction.plan import Plan, Round, make_plan
 from persona_axis.extraction.report import Counts, Extraction, LayerFigures
 from persona_axis.extraction.rollouts import draw, drawn_so_far
+from persona_axis.extraction.rounds import chosen_layers, first_round, next_round, standing
 from persona_axis.extraction.settings import settings, surroundings
 from persona_axis.extraction.store import RunStore, refuse_difference
 from persona_axis.extraction.traits import finish_traits
@@ -59,6 +62,7 @@ __all__ = [
     "Plan",
     "Planned",
     "Progress",
+    "Rounded",
     "Saved",
     "extract",
     "extract_traits",
@@ -123,7 +127,7 @@ def extract_traits(
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
     poles = as_roles(traits, probes, options.prompts)
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
-    options = replace(options, prompts=1, calibration=1)
+    options = replace(options, prompts=1, calibration=1, precision=1)
     made = partial(finish_traits, traits=traits)
     return _run(chat, poles, options, Path(out), run_dir, judge or AcceptAll(), progress, made)
 
@@ -148,7 +152,7 @@ def _run(
             plan = _planned(chat, probes, options, judge, store, progress)
             for note in chat.notes:
                 progress(Note(note))
-            draw(chat, plan, judge, store, progress)
+            _draw(chat, plan, judge, store, Local(chat, plan, store), progress)
             found = make(chat, plan, judge, store, out, progress, time.monotonic() - began)
         except KeyboardInterrupt as stop:
             raise Interrupted(
@@ -156,6 +160,36 @@ def _run(
             ) from stop
     progress(Saved(str(out)))
     return found
+
+
+def _draw(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, engine: Engine, progress: Listener) -> None:
+    """Round after round, until the axis is as certain as asked for. A round is on record before it is drawn, so that a
+    run goes on with what it was in, also where another precision is asked for now."""
+    recorded = store.read_rounds()
+    if any(len(stop) != len(plan.ceilings) for stop in recorded):
+        raise ExtractionError(f"{store.path} was planned by another version of this program: delete it and start again")
+    part: Round | None = plan.until(recorded[0]) if recorded else first_round(plan)
+    while part is not None:
+        if part.number == len(recorded):
+            recorded.append(part.stop)
+            store.write_rounds(recorded)
+        draw(chat, plan, part, judge, store, engine, progress)
+        part = _after(plan, part, recorded, store, chat.n_layers, progress)
+
+
+def _after(
+    plan: Plan, part: Round, recorded: Sequence[tuple[int, ...]], store: RunStore, num_layers: int, progress: Listener
+) -> Round | None:
+    """The round after `part`: the one on record, or the one that the precision asks for."""
+    if part.number + 1 < len(recorded):
+        return plan.until(recorded[part.number + 1], part)
+    if plan.options.precision >= 1:
+        return None if part.stop == plan.ceilings else plan.until(plan.ceilings, part)
+    now = standing(plan, store, chosen_layers(plan, num_layers))
+    following = next_round(plan, part, now)
+    more = following.rollouts if following else 0
+    progress(Rounded(part.number + 1, int(now.drawn.sum()), now.expected, now.low, more))
+    return following
 
 
 def _planned(
@@ -179,7 +213,7 @@ def _planned(
     else:
         trial = try_out(chat, draft, options.batch_size)
         plan = make_plan(chat, probes, options, trial.batch_size)
-    done, _ = drawn_so_far(plan, store)
+    done = drawn_so_far(plan, store)
     store.cut_rollouts()
     batches = (plan.rollouts - done) / plan.batch_size
     progress(
@@ -194,6 +228,7 @@ def _planned(
             batch_size=plan.batch_size,
             done=done,
             run_dir=str(store.path),
+            precision=options.precision,
         )
     )
     if stored is None:

@@ -16,7 +16,9 @@ class Options:
     """What to draw. None means all of them (`roles`, `layers`) or found automatically (`batch_size`).
 
     A role's rollouts are `prompts` x `questions`; the default's are its conditions x `questions` x
-    `default_samples`. `accept` are the judge's scores that count for a role vector, `min_accepted` how many a
+    `default_samples`, at most: they are drawn in rounds until the axis' expected cosine with the noise-free one, at the
+    layers asked for (without `layers` the middle half), has a 95% interval above `precision`; 1 draws them all.
+    `accept` are the judge's scores that count for a role vector, `min_accepted` how many a
     role needs for one; `calibration` is how many default and how many role rollouts are read again for the
     quantile tables.
     """
@@ -32,6 +34,7 @@ class Options:
     min_accepted: int = 10
     accept: tuple[int, ...] = (3,)
     calibration: int = 2000
+    precision: float = 0.99
 
     def __post_init__(self) -> None:
         least = {"prompts": 1, "questions": 2, "default_samples": 1, "min_accepted": 1, "calibration": 1}
@@ -40,6 +43,8 @@ class Options:
                 raise ExtractionError(f"{name} must be at least {bound}, got {getattr(self, name)}")
         if self.roles is not None and self.roles < 2:
             raise ExtractionError(f"roles must be at least 2 (a space of roles needs two), got {self.roles}")
+        if not 0 < self.precision <= 1:
+            raise ExtractionError(f"precision must lie in (0, 1], 1 for the whole plan, got {self.precision}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ExtractionError(f"batch_size must be at least 1, got {self.batch_size}")
         if not set(self.accept) <= {0, 1, 2, 3} or not self.accept:
