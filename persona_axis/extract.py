@@ -41,7 +41,7 @@ from persona_axis.extraction.report import Counts, Extraction, LayerFigures
 from persona_axis.extraction.rollouts import draw, drawn_so_far
 from persona_axis.extraction.rounds import chosen_layers, first_round, next_round, standing
 from persona_axis.extraction.settings import settings, surroundings
-from persona_axis.extraction.store import RunStore, refuse_difference
+from persona_axis.extraction.store import Recorded, RunStore, refuse_difference
 from persona_axis.extraction.traits import finish_traits
 from persona_axis.extraction.trial import Trial, try_out
 from persona_axis.judges import AcceptAll, Judge, default_judge
@@ -165,31 +165,37 @@ def _run(
 def _draw(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, engine: Engine, progress: Listener) -> None:
     """Round after round, until the axis is as certain as asked for. A round is on record before it is drawn, so that a
     run goes on with what it was in, also where another precision is asked for now."""
-    recorded = store.read_rounds()
-    if any(len(stop) != len(plan.ceilings) for stop in recorded):
-        raise ExtractionError(f"{store.path} was planned by another version of this program: delete it and start again")
-    part: Round | None = plan.until(recorded[0]) if recorded else first_round(plan)
-    while part is not None:
-        if part.number == len(recorded):
-            recorded.append(part.stop)
-            store.write_rounds(recorded)
+    rounds = store.read_rounds(len(plan.roles))
+    if not rounds:
+        rounds.append(Recorded(first_round(plan).stop))
+    part: Round | None = None
+    number = 0
+    while number < len(rounds):
+        if number == len(rounds) - 1:
+            store.write_rounds(rounds)
+        part = plan.until(rounds[number].stop, part)
         draw(chat, plan, part, judge, store, engine, progress)
-        part = _after(plan, part, recorded, store, chat.n_layers, progress)
+        number += 1
+        if number == len(rounds):
+            _decide(plan, part, rounds, store, chat.n_layers, progress)
+    store.write_rounds(rounds)
 
 
-def _after(
-    plan: Plan, part: Round, recorded: Sequence[tuple[int, ...]], store: RunStore, num_layers: int, progress: Listener
-) -> Round | None:
-    """The round after `part`: the one on record, or the one that the precision asks for."""
-    if part.number + 1 < len(recorded):
-        return plan.until(recorded[part.number + 1], part)
+def _decide(
+    plan: Plan, part: Round, rounds: list[Recorded], store: RunStore, num_layers: int, progress: Listener
+) -> None:
+    """Write down what the last round, `part`, reached, and the round that the precision asks for after it, if any."""
     if plan.options.precision >= 1:
-        return None if part.stop == plan.ceilings else plan.until(plan.ceilings, part)
+        if part.stop != plan.ceilings:
+            rounds.append(Recorded(plan.ceilings))
+        return
     now = standing(plan, store, chosen_layers(plan, num_layers))
-    following = next_round(plan, part, now)
+    rounds[-1] = Recorded(part.stop, now.expected, now.low)
+    following = next_round(plan, part, now, rounds)
+    if following is not None:
+        rounds.append(Recorded(following.stop))
     more = following.rollouts if following else 0
     progress(Rounded(part.number + 1, int(now.drawn.sum()), now.expected, now.low, more))
-    return following
 
 
 def _planned(

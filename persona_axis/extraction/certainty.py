@@ -81,10 +81,11 @@ def split_prompts(
 ) -> SplitHalf | None:
     """The same over prompts, which every role has its own of, so that each is split by itself; None for one prompt.
 
-    `sums` [roles, prompts, hidden], `counts` [roles, prompts], `default_sums` [conditions, hidden], `default_counts`.
+    `sums` [roles, prompts, hidden], `counts` [roles, prompts]. The default is split by question group: its conditions
+    are what it is defined by, not a sample of the wordings it might have had.
     """
     roles, prompts = counts.shape
-    if prompts < 2 or len(default_counts) < 2:
+    if prompts < 2:
         return None
     rng = np.random.default_rng(seed)
     of_default = _halves(rng, SPLITS + DRAWS, len(default_counts))

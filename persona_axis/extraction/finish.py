@@ -136,7 +136,7 @@ def _precision(plan: Plan, store: RunStore, num_layers: int, certainty: Sequence
         "layers": list(chosen),
         "expected": min(certainty[row].expected for row in rows),
         "low": min(certainty[row].low for row in rows),
-        "rounds": [sum(stop) for stop in store.read_rounds()],
+        "rounds": [[sum(part.stop), part.expected, part.low] for part in store.read_rounds(len(plan.roles))],
         "of_rollouts": plan.rollouts,
     }
 

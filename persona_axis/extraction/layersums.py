@@ -15,7 +15,7 @@ from persona_axis.extraction.store import RunStore
 
 class LayerSums(NamedTuple):
     """Sums [roles, parts, hidden] of accepted rollouts' means and their counts [roles, parts]; the default's have no
-    roles. The parts are question groups, and prompts (of the default, its conditions)."""
+    roles. The parts are question groups, and prompts."""
 
     sums: NDArray[Any]
     counts: NDArray[Any]
@@ -23,8 +23,6 @@ class LayerSums(NamedTuple):
     prompt_counts: NDArray[Any]
     default_sums: NDArray[Any]
     default_counts: NDArray[Any]
-    default_prompt_sums: NDArray[Any]
-    default_prompt_counts: NDArray[Any]
 
     @classmethod
     def read(cls, plan: Plan, store: RunStore, row: int) -> LayerSums:
@@ -42,7 +40,7 @@ class LayerSums(NamedTuple):
 
         return cls(
             joined("sums"), joined("counts"), joined("prompt_sums"), joined("prompt_counts"), of_default("sums"),
-            of_default("counts"), of_default("prompt_sums"), of_default("prompt_counts"),
+            of_default("counts"),
         )  # fmt: skip
 
     def of(self, kept: Sequence[int] | NDArray[Any]) -> LayerSums:
@@ -67,5 +65,5 @@ class LayerSums(NamedTuple):
     def certainty(self, seed: int) -> Certainty:
         """How certain the axis of these roles is."""
         by_question = (self.sums, self.counts, self.default_sums, self.default_counts)
-        by_prompt = (self.prompt_sums, self.prompt_counts, self.default_prompt_sums, self.default_prompt_counts)
+        by_prompt = (self.prompt_sums, self.prompt_counts, self.default_sums, self.default_counts)
         return Certainty(split_half(*by_question, seed), split_prompts(*by_prompt, seed))

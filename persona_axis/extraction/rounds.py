@@ -15,14 +15,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_axis.extraction.certainty import Certainty
+from persona_axis.extraction.certainty import Certainty, noise_free
 from persona_axis.extraction.layersums import LayerSums
 from persona_axis.extraction.plan import Plan, Round
-from persona_axis.extraction.store import TALLIES, RunStore
+from persona_axis.extraction.store import TALLIES, Recorded, RunStore
 
 Numbers = NDArray[np.float64]
 
 _SPARE = 1.05  # a round aims a little past what seems enough: its own estimate is noisy
+_HARDLY = 0.85  # of the uncertainty left, where sampling alone would leave a half
 _REFUSED = 1 / 8  # a role accepted more rarely than this is given up
 
 
@@ -49,26 +50,47 @@ class Standing(NamedTuple):
         """The expected cosine at the least certain of the chosen layers."""
         return min((one.expected for one in self.certainty.values()), default=0.0)
 
+    @property
+    def wordings(self) -> float:
+        """How much of 1 - expected is there because prompts are worded differently, at the least certain layer."""
+        least = min(self.certainty.values(), key=lambda one: one.low, default=None)
+        if least is None or least.prompts is None:
+            return 0.0
+        return max(0.0, noise_free(least.questions.cosine) - noise_free(least.prompts.cosine))
+
 
 def first_round(plan: Plan) -> Round:
     """Enough of each role for its vector, and of the default as many as a tenth of the roles have together."""
     options = plan.options
     if options.precision >= 1:
         return plan.until(plan.ceilings)
-    each = min(plan.per_role, max(16, options.min_accepted + options.min_accepted // 2))
+    each = min(plan.per_role, max(8, math.ceil(1.2 * options.min_accepted)))
     default = min(plan.default_rollouts, max(4 * each, len(plan.roles) * each // 10))
     return plan.until((default, *[each] * len(plan.roles)))
 
 
-def next_round(plan: Plan, last: Round, now: Standing) -> Round | None:
-    """The round to draw after `last`, or None if the axis is certain enough or nothing is left to draw."""
+def next_round(plan: Plan, last: Round, now: Standing, rounds: Sequence[Recorded]) -> Round | None:
+    """The round to draw after `last`, the last of `rounds`, or None if the axis is certain enough, nothing is left to
+    draw, or drawing does not help."""
     room = np.array(plan.ceilings) - now.drawn
     room[1:][given_up(now)[1:]] = 0
     more = _for_vectors(plan, now)
-    if now.low < plan.options.precision:
+    if now.low < plan.options.precision and not in_vain(rounds):
         more = np.maximum(more, _for_precision(plan, now, room))
     more = np.minimum(more, room)
     return plan.until(tuple(int(n) for n in now.drawn + more), last) if more.any() else None
+
+
+def in_vain(rounds: Sequence[Recorded]) -> bool:
+    """Whether the axis became hardly more certain with twice the rollouts, which halve what is noise of the sampling.
+
+    What is left then is how much the wordings of the prompts differ: more prompts would help, more rollouts do not.
+    """
+    *_, now = rounds
+    before = next((one for one in reversed(rounds) if 2 * _HARDLY * sum(one.stop) < sum(now.stop)), None)
+    if before is None or before.low is None or now.low is None:
+        return False
+    return 1 - now.low > _HARDLY * (1 - before.low)
 
 
 def given_up(now: Standing) -> NDArray[np.bool_]:
@@ -89,12 +111,15 @@ def _for_vectors(plan: Plan, now: Standing) -> NDArray[np.int64]:
 
 
 def _for_precision(plan: Plan, now: Standing, room: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The fewest rollouts that seem to bring the lower end to the precision, and at most as many as there are."""
-    weight = _weights(plan, now)
+    """The fewest rollouts that seem to bring the lower end to the precision; at least a tenth of those there are, and
+    at most as many again."""
+    weight = _weights(now)
     known = weight > 0
     rate = (now.accepted + 1) / (now.drawn + 2)
     held, most = now.drawn.astype(float), (now.drawn + room).astype(float)
-    needed = (1 - now.low) / max(1e-9, 1 - plan.options.precision) * _SPARE
+    aimed = max(1e-9, 1 - plan.options.precision)
+    wordings = min(now.wordings, 0.8 * aimed)
+    needed = (1 - now.low - wordings) / (aimed - wordings) * _SPARE
 
     def noise(drawn: Numbers) -> float:
         return float((weight[known] ** 2 / (drawn[known] * rate[known])).sum())
@@ -102,12 +127,12 @@ def _for_precision(plan: Plan, now: Standing, room: NDArray[np.int64]) -> NDArra
     def filled(level: float) -> Numbers:
         return np.clip(level * weight / np.sqrt(rate), held, most)
 
-    aim, budget = noise(held) / needed, 2 * held.sum()
+    aim, least, budget = noise(held) / needed, 1.1 * held.sum(), 2 * held.sum()
     low, high = 0.0, float(most.max() / weight[known].min()) if known.any() else 0.0
     for _ in range(60):  # bisection; the noise falls and the total rises with the level
         level = (low + high) / 2
         drawn = filled(level)
-        if noise(drawn) > aim and drawn.sum() < budget:
+        if drawn.sum() < least or (noise(drawn) > aim and drawn.sum() < budget):
             low = level
         else:
             high = level
@@ -115,14 +140,10 @@ def _for_precision(plan: Plan, now: Standing, room: NDArray[np.int64]) -> NDArra
     return more
 
 
-def _weights(plan: Plan, now: Standing) -> Numbers:
-    """sigma_0 and sigma_r / R; a role with too few accepted rollouts to tell counts like the middle one, and one that
-    was given up for nothing."""
-    spread = now.spread.copy()
-    middle = float(np.nanmedian(spread[1:])) if np.isfinite(spread[1:]).any() else 1.0
-    spread[1:] = np.where(np.isfinite(spread[1:]), spread[1:], middle)
-    spread[0] = spread[0] if math.isfinite(spread[0]) else middle
-    spread[1:][given_up(now)[1:]] = 0
+def _weights(now: Standing) -> Numbers:
+    """sigma_0 and sigma_r / R; 0 for roles that were given up or have too few accepted rollouts to tell, which are not
+    in the axis."""
+    spread = np.where(given_up(now), 0, np.nan_to_num(now.spread))
     spread[1:] /= max(1, int((spread[1:] > 0).sum()))
     return spread
 

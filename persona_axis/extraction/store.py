@@ -83,6 +83,15 @@ class BlockState:
         )
 
 
+class Recorded(NamedTuple):
+    """A round on record: how far each order is drawn at its end, the default's first, and what it reached; None before
+    it is finished."""
+
+    stop: tuple[int, ...]
+    expected: float | None = None
+    low: float | None = None
+
+
 class Done(NamedTuple):
     """How far a block is: `done` of `of` batches of round `round`; of 0 if nothing of it was ever drawn."""
 
@@ -138,18 +147,21 @@ class RunStore:
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         write_atomically(self.path / "plan.json", json.dumps(plan, indent=1).encode())
 
-    def read_rounds(self) -> list[tuple[int, ...]]:
-        """How far each order was to be drawn at the end of each round, the default's first."""
+    def read_rounds(self, roles: int) -> list[Recorded]:
+        """The rounds of a plan with so many roles."""
         path = self.path / "rounds.json"
         rounds = self._json(path, path.read_bytes()) if path.exists() else []
-        plain = isinstance(rounds, list) and all(_is_counts(stop) for stop in rounds)
-        if not plain or any(len(a) != len(b) or any(x > y for x, y in zip(a, b, strict=True))
-                            for a, b in zip(rounds, rounds[1:], strict=False)):  # fmt: skip
-            raise self._damaged(path, "expected lists of as many numbers, none of them falling")
-        return [tuple(stop) for stop in rounds]
+        if not isinstance(rounds, list) or not all(_is_round(part, 1 + roles) for part in rounds):
+            raise self._damaged(path, f"expected a list of rounds, each with the places of {roles} roles to stop at")
+        found = [Recorded(tuple(part["stop"]), part["expected"], part["low"]) for part in rounds]
+        for first, second in zip(found, found[1:], strict=False):
+            if any(a > b for a, b in zip(first.stop, second.stop, strict=True)):
+                raise self._damaged(path, "a round stops before the one before it")
+        return found
 
-    def write_rounds(self, rounds: Iterable[Iterable[int]]) -> None:
-        write_atomically(self.path / "rounds.json", json.dumps([list(stop) for stop in rounds]).encode())
+    def write_rounds(self, rounds: Iterable[Recorded]) -> None:
+        content = json.dumps([part._asdict() for part in rounds]).encode()
+        write_atomically(self.path / "rounds.json", content)
 
     def read_splits(self) -> list[tuple[int, int, int, int]]:
         """(round, block, batch, most rollouts at once) in the order they were recorded; each holds for all that
@@ -280,8 +292,12 @@ def _require_shapes(file: Any) -> None:
         raise ValueError(f"its tensors {shapes} are of no block")
 
 
-def _is_counts(stop: Any) -> bool:
-    return isinstance(stop, list) and bool(stop) and all(type(n) is int and 0 <= n < 2**40 for n in stop)
+def _is_round(part: Any, orders: int) -> bool:
+    if not isinstance(part, dict) or part.keys() != set(Recorded._fields):
+        return False
+    stop, reached = part["stop"], (part["expected"], part["low"])
+    plain = isinstance(stop, list) and all(type(n) is int and 0 <= n < 2**40 for n in stop)
+    return plain and len(stop) == orders and all(n is None or (type(n) is float and 0 <= n <= 1) for n in reached)
 
 
 def _is_split(split: Any) -> bool:
