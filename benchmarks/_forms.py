@@ -165,14 +165,17 @@ def run(path: Path) -> None:
     with RunStore.open(folder) as store:
         plan = store.read_plan()
         assert plan is None or {"settings", "batch_size", "trial", "surroundings"} <= set(plan)
-        for block, batch, size in store.read_splits():
-            assert min(block, batch) >= 0 and size > 0
-        done, of = store.done(0)
-        assert 0 <= done <= of
+        for part, block, batch, size in store.read_splits():
+            assert min(part, block, batch) >= 0 and size > 0
+        for recorded in store.read_rounds(2):
+            assert len(recorded.stop) == 3 and min(recorded.stop) >= 0
+        at = store.done(0)
+        assert 0 <= at.done <= at.of and at.round >= 0
         state = store.load_block(0)
         if state is not None:
             roles, groups, layers, hidden = state.sums.shape
             assert state.counts.shape == (roles, groups) and state.tallies.shape == (roles, len(TALLIES))
+            assert state.prompt_sums.shape == (roles, state.prompt_counts.shape[1], layers, hidden)
             assert state.norms.shape == (layers,) and state.norms.dtype == torch.float64
             assert not layers or store.layer_sums(0, layers - 1).shape == (roles, groups, hidden)
         store.cut_rollouts()
@@ -189,16 +192,20 @@ def unit(path: Path) -> None:
 
 def run_files() -> dict[str, bytes]:
     state = BlockState(
-        torch.ones(2, 2, 3, 8), torch.ones(2, 2, dtype=torch.int64), torch.ones(2, len(TALLIES), dtype=torch.int64),
-        torch.ones(3, dtype=torch.float64), 1, 4,
+        torch.ones(2, 2, 3, 8), torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 1, 3, 8),
+        torch.ones(2, 1, dtype=torch.int64), torch.ones(2, 3, dtype=torch.float64),
+        torch.ones(2, len(TALLIES), dtype=torch.int64), torch.ones(3, dtype=torch.float64), 0, 1, 4,
     )  # fmt: skip
+    rounds = [([4, 2, 2], 0.9, 0.8), ([8, 2, 4], None, None)]
     lines = b"".join(json.dumps({"role": i, "ids": [1, 2], "text": "x", "score": 3}).encode() + b"\n" for i in range(3))
-    facts = {"done": 1, "of": 4, "rollouts_end": len(lines)}
-    tensors = {name: getattr(state, name) for name in ("sums", "counts", "tallies", "norms")}
+    facts = {"round": 0, "done": 1, "of": 4, "rollouts_end": len(lines)}
+    tensors = {name: value for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
     plan = {"settings": {"seed": 0}, "batch_size": 4, "surroundings": {"torch": "2"},
             "trial": {"batch_size": 4, "batch_seconds": 0.5, "calibration_seconds": 1.0}}  # fmt: skip
     return {
-        "plan.json": json.dumps(plan).encode(), "splits.json": b"[[0, 1, 2], [0, 3, 1]]", "rollouts.jsonl": lines,
+        "plan.json": json.dumps(plan).encode(), "splits.json": b"[[0, 0, 1, 2], [0, 0, 3, 1]]",
+        "rounds.json": json.dumps([dict(zip(("stop", "expected", "low"), part, strict=True)) for part in rounds]).encode(),
+        "rollouts.jsonl": lines,
         "blocks/00000.safetensors": save(tensors, {"state": json.dumps(facts)}),
     }  # fmt: skip
 
@@ -261,7 +268,7 @@ def forms(folder: Path) -> dict[str, Form]:
         "unit": Form("json", measured, unit, name),
     }  # fmt: skip
     found |= {f"probes-{key.split('.')[0]}": Form("lines", asked[key], probes, key, asked) for key in asked}
-    family = {"plan.json": "json", "splits.json": "json", "rollouts.jsonl": "lines"}
+    family = {"plan.json": "json", "splits.json": "json", "rounds.json": "json", "rollouts.jsonl": "lines"}
     for key in kept:
         found[f"run-{Path(key).stem}"] = Form(family.get(key, "safetensors"), kept[key], run, key, kept)
     return found

@@ -200,14 +200,15 @@ def _check_counts(roles: NDArray[Any] | None, metadata: Mapping[str, Any]) -> No
 
 
 def _check_split_half(metadata: Mapping[str, Any], rows: int) -> None:
-    halves = metadata.get("split_half")
-    if halves is None:
-        return
-    keys = ("cosine", "low", "high")
-    if not isinstance(halves, dict) or not all(_cosines(halves.get(key), rows) for key in keys):
-        raise _Bad(f"split_half: expected cosine, low and high, each {rows} numbers from -1 to 1")
-    if any(low > high for low, high in zip(halves["low"], halves["high"], strict=True)):
-        raise _Bad("split_half: an interval's low end lies above its high end")
+    for name in ("split_half", "split_half_prompts"):
+        halves = metadata.get(name)
+        if halves is None:
+            continue
+        keys = ("cosine", "low", "high")
+        if not isinstance(halves, dict) or not all(_cosines(halves.get(key), rows) for key in keys):
+            raise _Bad(f"{name}: expected cosine, low and high, each {rows} numbers from -1 to 1")
+        if any(low > high for low, high in zip(halves["low"], halves["high"], strict=True)):
+            raise _Bad(f"{name}: an interval's low end lies above its high end")
 
 
 def _cosines(values: Any, rows: int) -> bool:

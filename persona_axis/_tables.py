@@ -107,6 +107,7 @@ def _facts(axis: Axis) -> Table:
         "architecture": about.get("architecture"),
         "stream": f"{len(axis.layers)} of {axis.num_layers} layers, hidden size {axis.hidden_size}",
         "plan": _plan(about.get("plan")),
+        "drawn": _drawn(about),
         "roles kept": _kept(axis),
         "roles left out": ", ".join(f"{name} ({n} accepted)" for name, n in _dict(about, "roles_below").items()),
         "default": f"{about['default_count']:,} replies" if about.get("default_count") else None,
@@ -146,6 +147,17 @@ def _plan(plan: Any) -> str:
         return ""
     return "{roles} roles x {prompts} prompts x {questions} questions, {rollouts:,} rollouts with the default's".format(
         **plan
+    )
+
+
+def _drawn(about: Mapping[str, Any]) -> str:
+    """How many rollouts the precision asked for needed, and what it reached."""
+    reached, drawn = _dict(about, "precision"), _dict(about, "tallies").get("drawn")
+    if not isinstance(drawn, int) or not all(isinstance(reached.get(key), float) for key in ("expected", "low")):
+        return ""
+    return (
+        f"{drawn:,} rollouts; expected cosine with the noise-free axis {reached['expected']:.4f}, at least "
+        f"{reached['low']:.4f}"
     )
 
 

@@ -58,6 +58,8 @@ def app() -> None:
 @click.option(
     "--layers", metavar="LIST", callback=layers, help="Layers to read, such as 12, 2-3 or 4,6.  [default: all]"
 )
+@click.option("--precision", type=click.FloatRange(0, 1, min_open=True), metavar="COSINE",
+              help="Draw until the axis is this certain; 1 draws the whole plan.  [default: 0.99]")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rollouts at once.  [default: found]")
 @click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
 @click.option("--full", is_flag=True, help="The published size: every role, 5 prompts, 240 questions, 512 tokens.")

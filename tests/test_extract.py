@@ -39,8 +39,9 @@ TOLERANCE = 1e-5
 
 SHORT = Sampling(max_new_tokens=10)
 SMALL = Options(
-    prompts=2, questions=8, default_samples=2, sampling=SHORT, batch_size=16, min_accepted=3, calibration=1000, precision=1
-)
+    prompts=2, questions=8, default_samples=2, sampling=SHORT, batch_size=16, min_accepted=3, calibration=1000,
+    precision=1,
+)  # fmt: skip
 
 
 def full_activations(
