@@ -22,7 +22,7 @@ from persona_axis import Axis, Cap, load_probes
 from persona_axis._axisfile import QUANTILES
 from persona_axis.calibration.units import Units
 from persona_axis.conversations import ROLES, read_conversations
-from persona_axis.extraction.store import TALLIES, BlockState, RunStore
+from persona_axis.extraction.store import TALLIES, BlockState, Recorded, RunStore
 from persona_axis.vectors.found import Clamps, Settled
 from persona_axis.vectors.making import Origin, made_axis, made_cap
 from persona_axis.vectors.reading import read, read_check
@@ -204,7 +204,7 @@ def run_files() -> dict[str, bytes]:
             "trial": {"batch_size": 4, "batch_seconds": 0.5, "calibration_seconds": 1.0}}  # fmt: skip
     return {
         "plan.json": json.dumps(plan).encode(), "splits.json": b"[[0, 0, 1, 2], [0, 0, 3, 1]]",
-        "rounds.json": json.dumps([dict(zip(("stop", "expected", "low"), part, strict=True)) for part in rounds]).encode(),
+        "rounds.json": json.dumps([Recorded(*part)._asdict() for part in rounds]).encode(),
         "rollouts.jsonl": lines,
         "blocks/00000.safetensors": save(tensors, {"state": json.dumps(facts)}),
     }  # fmt: skip

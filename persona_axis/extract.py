@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
-from persona_axis.extraction.engines import Engine, Local
+from persona_axis.extraction.engines import Engine, Local, MakesEngine
 from persona_axis.extraction.events import (
     Calibrating,
     Event,
@@ -89,19 +89,21 @@ def extract(
     out: str | Path,
     run_dir: str | Path | None = None,
     judge: Judge | None = None,
+    engine: MakesEngine = Local,
     progress: Listener = silent,
 ) -> Extraction:
     """Extract a model's axis into the file `out` and give the report.
 
     Without `options` the plan is `Options.preset(chat)`; without `judge`, Troupe is judged by its parser and
-    any other model by nobody (`all`). `progress` is called with events (see `extraction.events`), first with
-    `Planned`; an exception it raises there calls the run off. The run's state is kept in `run_dir`; calling
+    any other model by nobody (`all`). `engine` makes what draws the rollouts (see `extraction.engines`). `progress` is
+    called with events (see `extraction.events`), first with `Planned`; an exception it raises there calls the run off.
+    The run's state is kept in `run_dir`; calling
     again with the same arguments goes on from it, other settings are refused. Raises `ExtractionError`,
     `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
     """
     options = Options.preset(chat) if options is None else options
     judge = default_judge(chat) if judge is None else judge
-    return _run(chat, probes, options, Path(out), run_dir, judge, progress, finish)
+    return _run(chat, probes, options, Path(out), run_dir, judge, engine, progress, finish)
 
 
 def extract_traits(
@@ -129,7 +131,7 @@ def extract_traits(
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
     options = replace(options, prompts=1, calibration=1, precision=1)
     made = partial(finish_traits, traits=traits)
-    return _run(chat, poles, options, Path(out), run_dir, judge or AcceptAll(), progress, made)
+    return _run(chat, poles, options, Path(out), run_dir, judge or AcceptAll(), Local, progress, made)
 
 
 def _run(
@@ -139,6 +141,7 @@ def _run(
     out: Path,
     run_dir: str | Path | None,
     judge: Judge,
+    engine: MakesEngine,
     progress: Listener,
     make: Callable[[ChatModel, Plan, Judge, RunStore, Path, Listener, float], Made],
 ) -> Made:
@@ -152,7 +155,7 @@ def _run(
             plan = _planned(chat, probes, options, judge, store, progress)
             for note in chat.notes:
                 progress(Note(note))
-            _draw(chat, plan, judge, store, Local(chat, plan, store), progress)
+            _draw(chat, plan, judge, store, engine(chat, plan, store), progress)
             found = make(chat, plan, judge, store, out, progress, time.monotonic() - began)
         except KeyboardInterrupt as stop:
             raise Interrupted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -32,6 +32,10 @@ class Engine(Protocol):
     def draw(self, jobs: Iterable[Job]) -> Iterator[Replies]:
         """The replies of each job, in the jobs' order; jobs are taken as there is room for them."""
         ...
+
+
+MakesEngine = Callable[[ChatModel, Plan, RunStore], Engine]
+"""Makes the engine of one run; the store is where an engine records what a resumed run must repeat."""
 
 
 class Local:

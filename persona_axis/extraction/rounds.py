@@ -2,8 +2,8 @@
 
 Rollouts go where they reduce the axis' noise most. With n_r accepted rollouts of role r, whose means scatter by
 sigma_r, and R roles that weigh the same, that noise is sigma_0^2 / n_0 + sum_r sigma_r^2 / (R^2 n_r), 0 being the
-default. For a given total it is least at n proportional to sigma_0 and sigma_r / R (Neyman's allocation): the default, which
-every role is compared with, needs about as many as all roles together.
+default. For a given total it is least at n proportional to sigma_0 and sigma_r / R (Neyman's allocation): the default,
+which every role is compared with, needs about as many as all roles together.
 """
 
 from __future__ import annotations
