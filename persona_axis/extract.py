@@ -238,6 +238,7 @@ def _planned(
             done=done,
             run_dir=str(store.path),
             precision=options.precision,
+            first_round=first_round(plan).rollouts,
         )
     )
     if stored is None:

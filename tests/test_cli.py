@@ -24,7 +24,7 @@ from rich.console import Console
 from persona_axis import Axis, Cap, __version__
 from persona_axis._progress import Display, clock
 from persona_axis.cli import app
-from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Progress, Saved
+from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Progress, Rounded, Saved
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HIDDEN = 4, 32
@@ -107,7 +107,7 @@ def test_extract_says_its_plan_first_and_its_figures_last(extracted: tuple[Path,
     assert axis.metadata["sampling"]["max_new_tokens"] == 6
 
 
-PLANNED = Planned(9, 2, 3, 100, 40, 5000, 7200.0, 8, 0, "a.run")
+PLANNED = Planned(9, 2, 3, 100, 40, 5000, 7200.0, 8, 0, "a.run", 0.99, 60)
 
 
 class Terminal(io.StringIO):
@@ -136,13 +136,15 @@ def test_a_long_run_is_asked_about_where_somebody_can_answer(monkeypatch: pytest
 
 def test_progress_lives_in_a_terminal_and_prints_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Event] = [
-        replace(PLANNED, seconds=1.0, done=5), Note("[b]said[/b]"), Progress(50, 100, 4, 9, 12.3, 61.2),
-        Progress(100, 100, 9, 9, 12.3, 0.0), Calibrating(20, 20), Saved("a.safetensors"),
+        replace(PLANNED, seconds=1.0, done=5), Note("[b]said[/b]"), Progress(50, 100, 1, 12.3, 61.2),
+        Progress(100, 100, 2, 12.3, 0.0), Rounded(2, 100, 0.9951, 0.9912, 0), Calibrating(20, 20),
+        Saved("a.safetensors"),
     ]  # fmt: skip
     for tty in (True, False):
         said = listen(events, monkeypatch, ask=True, answer="", tty=tty)
         assert "note: [b]said[/b]" in said and "saved a.safetensors" in said
-        assert tty or "100/100 rollouts, 9/9 roles, 12.3 rollouts/s, 0:00 left" in said
+        assert tty or "100/100 rollouts, round 2, 12.3 rollouts/s, 0:00 left" in said
+        assert "round 2: 100 rollouts, expected cosine 0.9951, at least 0.9912: done" in said
         assert "5 rollouts are there already" in said and "20/20 rollouts read" in said
         assert ("\x1b[" in said) == tty
 

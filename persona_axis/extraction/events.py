@@ -11,9 +11,9 @@ from dataclasses import dataclass
 class Planned:
     """Before anything is generated. An exception raised by the listener here calls the run off.
 
-    `rollouts` are those of the whole plan, drawn only as far as the `precision` needs them (1: all of them). `tokens`
-    is the most that can be generated; `seconds` an upper estimate from a timed trial, calibration included; `done`
-    rollouts were there already and are kept.
+    `rollouts` are those of the whole plan, drawn only as far as the `precision` needs them (1: all of them),
+    `first_round` of them before anything is decided. `tokens` is the most that can be generated; `seconds` an upper
+    estimate from a timed trial, calibration included; `done` rollouts were there already and are kept.
     """
 
     roles: int
@@ -27,6 +27,7 @@ class Planned:
     done: int
     run_dir: str
     precision: float
+    first_round: int
 
 
 @dataclass(frozen=True)
