@@ -79,7 +79,7 @@ class Display:
             f"x {plan.questions} questions "
             f"+ {plan.default_rollouts:,} of the default = {plan.rollouts:,} rollouts, "
             f"at most {plan.tokens:,} tokens, in batches of {plan.batch_size}",
-            f"drawn in rounds, the first of {plan.first_round:,}, until the axis' cosine is certain to {plan.precision:g}"
+            f"drawn in rounds, the first of {plan.first_round:,}, until its cosine is certain to {plan.precision:g}"
             if plan.precision < 1
             else "all of them are drawn",
             f"time: {clock(plan.seconds)} at most; state in {plan.run_dir}",
