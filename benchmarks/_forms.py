@@ -133,7 +133,7 @@ def imported(path: Path) -> None:
     if isinstance(found, Clamps):
         good_cap(made_cap(found, None, Said(), ORIGIN))
     else:
-        good_axis(made_axis(found, Said("toward"), ORIGIN))
+        good_axis(made_axis(found, Said("toward", "layers" if found.unclear else None), ORIGIN))
 
 
 def checking(path: Path) -> None:
