@@ -86,17 +86,21 @@ class NucleusDraw(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[batch, vocabulary] logits in; out, 0 at the token drawn and -inf elsewhere."""
-        scaled = scores.float() / self.temperature
         if self.seed is not None and self.own_state is None:
-            self.own_state = torch.Generator(scaled.device).manual_seed(self.seed)
-        uniform = torch.rand(len(scaled), 1, device=scaled.device, generator=self.own_state)
+            self.own_state = torch.Generator(scores.device).manual_seed(self.seed)
+        uniform = torch.rand(len(scores), 1, device=scores.device, generator=self.own_state)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, self.chosen(scores, uniform), 0.0)
+
+    def chosen(self, scores: Tensor, uniform: Tensor) -> Tensor:
+        """The tokens [batch, 1] that numbers `uniform` [batch, 1] from [0, 1) draw from logits [batch, vocabulary]."""
+        scaled = scores.float() / self.temperature
         log_mass = scaled.logsumexp(dim=-1, keepdim=True)
         width = _CANDIDATES if scaled.device.type == "cpu" else scaled.shape[-1]
         token, reached = self._draw(scaled, log_mass, uniform, width)
         if width < scaled.shape[-1] and not bool(reached.all()):
             wide = ~reached
             token[wide] = self._draw(scaled[wide], log_mass[wide], uniform[wide], scaled.shape[-1])[0]
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+        return token
 
     def _draw(self, scaled: Tensor, log_mass: Tensor, uniform: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """The token drawn [batch, 1], and whether the nucleus ended within the first `width` tokens

@@ -152,6 +152,10 @@ class Plan:
             batches.append(Batch(i, tuple(items[a:b]), _seed(self.options.seed, part.number, index, i)))
         return Block(index, roles, tuple(batches))
 
+    def rollout_seed(self, item: Item) -> int:
+        """The seed of one rollout by itself, for engines whose batches are nobody's to fix."""
+        return _seed(self.options.seed, "rollout", *item)
+
     def prompts_of(self, role: int) -> int:
         """How many prompts a role is asked with; the default has its conditions."""
         return len(self.defaults) if role == DEFAULT else self.options.prompts
@@ -248,6 +252,6 @@ def even_parts(total: int, most: int) -> list[tuple[int, int]]:
     return _even(total, -(-total // most))
 
 
-def _seed(*parts: int) -> int:
+def _seed(*parts: object) -> int:
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
