@@ -9,7 +9,7 @@ round. `--memory` measures the peak memory of whole extractions in processes of 
     read while generating   what `extract` does: sums over the reply's tokens, at every layer
     nothing read            the same generation alone: the floor
     continuous              `extract --engine continuous`
-    two passes              generate, then prompt and reply again with output_hidden_states, activations stacked, averaged
+    two passes              generate, then read prompt and reply again with output_hidden_states, stacked, averaged
     one at a time           the same two passes, prompt by prompt
 """
 
@@ -119,7 +119,8 @@ class Ways:
 def measured(ways: Ways, rounds: int, without: set[str]) -> dict[str, list[float]]:
     """Seconds of each way in each round; the first round warms up."""
     calls: dict[str, Callable[[], int]] = {
-        READ: ways.read, FLOOR: ways.floor, CONTINUOUS: ways.continuous, TWICE: ways.twice, SINGLY: partial(ways.twice, 1),
+        READ: ways.read, FLOOR: ways.floor, CONTINUOUS: ways.continuous, TWICE: ways.twice,
+        SINGLY: partial(ways.twice, 1),
     }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in calls if name not in without}
     for round_ in range(rounds + 1):
