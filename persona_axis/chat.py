@@ -23,7 +23,7 @@ from persona_axis.fingerprint import model_facts, template_sha256
 from persona_axis.levers import Levers, entered
 from persona_axis.organism import troupe_path
 from persona_axis.residual import decoder_layers, hidden_size
-from persona_axis.sampling import Sampling, Watcher, seeded, set_aside, stop_token_ids
+from persona_axis.sampling import EndsLoops, Sampling, Watcher, seeded, set_aside, stop_token_ids
 from persona_axis.template import SPEAKERS, THINKING_MARKS, ChatTemplate, Messages
 
 if TYPE_CHECKING:
@@ -252,12 +252,14 @@ class ChatModel:
         watch: Callable[[Tensor], None] | None = None,
         extra_tokens: int = 0,
         memory: Memory | None = None,
+        end_loops: bool = False,
     ) -> list[list[int]]:
         """Replies to encoded prompts as token ids, cut before the first stop token and at `max_new_tokens`.
 
         `watch` is called with the ids sampled at each step, [batch], before they are fed; `extra_tokens` more
         steps are drawn and thrown away, so that the last token of a reply cut at the limit is fed as well.
         `memory` keeps what the model has read of these conversations from call to call; only the rest is fed.
+        `end_loops` ends a reply that says the same few words again and again.
         The global random state is left as it was. The model's own generation_config has no say.
         """
         batch = self.pad_left(prompts)
@@ -265,12 +267,13 @@ class ChatModel:
         config = sampling.config(self.stop_ids, self.pad_id, extra_tokens)
         config.return_dict_in_generate = True  # which gives the cache back
         criteria = StoppingCriteriaList([Watcher(watch)] if watch else [])
+        more = [EndsLoops(self.stop_ids[0])] if end_loops and self.stop_ids else []
         with torch.inference_mode(), seeded(seed, self.model), set_aside(self.model):
             out = self.model.generate(  # type: ignore[operator]
                 batch.ids,
                 attention_mask=batch.mask,
                 generation_config=config,
-                logits_processor=LogitsProcessorList(sampling.processors()),
+                logits_processor=LogitsProcessorList(sampling.processors() + more),
                 stopping_criteria=criteria,
                 **({} if known is None else {"past_key_values": known}),
             )

@@ -20,6 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 from persona_axis.errors import ModelError
 
 _CANDIDATES = 64  # tokens looked at first on a CPU
+_LOOP, _PHRASE, _LOOKS = 48, 12, 8  # a loop's tokens, its phrase's, and how many steps pass between looking for one
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,35 @@ class NucleusDraw(LogitsProcessor):
         # uniform < 1, but rounding may still put the product at the end: then it is the nucleus' last token.
         place = torch.minimum(place, inside.sum(dim=-1, keepdim=True) - 1)
         return tokens.gather(-1, place), upto[:, -1] >= self.top_p
+
+
+def loops(ids: Tensor) -> Tensor:
+    """[batch] which rows of drawn ids [batch, steps] end in one phrase again and again: _LOOP tokens of the same
+    _PHRASE or fewer. Such a reply goes on like that until its limit."""
+    if ids.shape[-1] < _LOOP:
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    end = ids[:, -_LOOP:]
+    again = [(end[:, size:] == end[:, :-size]).all(dim=-1) for size in range(1, _PHRASE + 1)]
+    return torch.stack(again).any(dim=0)
+
+
+class EndsLoops(LogitsProcessor):
+    """Leaves a stop token as the only possible one where a reply has begun to go round in a loop."""
+
+    def __init__(self, stop_id: int) -> None:
+        self.stop_id = stop_id
+        self._prompt: int | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits [batch, vocabulary] in and out."""
+        if self._prompt is None:
+            self._prompt = input_ids.shape[-1]
+        drawn = input_ids.shape[-1] - self._prompt
+        if drawn < _LOOP or drawn % _LOOKS:
+            return scores
+        ended = torch.full_like(scores, -torch.inf)
+        ended[:, self.stop_id] = 0.0
+        return torch.where(loops(input_ids[:, self._prompt :])[:, None], ended, scores)
 
 
 class Watcher:

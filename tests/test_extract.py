@@ -31,7 +31,7 @@ from persona_axis.extraction.rollouts import item_of
 from persona_axis.extraction.store import RunStore
 from persona_axis.judges import AcceptAll, Judged
 from persona_axis.residual import decoder_layers
-from persona_axis.sampling import Sampling
+from persona_axis.sampling import Sampling, loops
 
 # What float32 sums of float32 activations, read one token at a time with a cache, may differ from the same
 # tokens read at once in float64, relative to the size of the mean. Measured: below 1e-6.
@@ -722,3 +722,35 @@ def test_a_damaged_run_is_told_from_a_new_one(tmp_path: Path) -> None:
     plan.write_text("{")
     with pytest.raises(ExtractionError, match="plan.json is damaged"):
         extract(chat, tiny.probes(), SMALL, out=out)
+
+
+# Replies that go round in a loop
+
+
+def test_loops_are_the_same_few_tokens_at_the_end() -> None:
+    phrase, other = [5, 6, 7, 8, 9], list(range(10, 70))
+    looping = [phrase * 12, [*other[:30], *phrase * 10], [4] * 60, list(range(12)) * 5]
+    fine = [other, [*phrase * 9, *other[:30]], list(range(13)) * 5, [*phrase * 9, 5, 6]]
+    for rows, expected in ((looping, True), (fine, False)):
+        for row in rows:
+            assert loops(torch.tensor([row])).tolist() == [expected], row
+    assert loops(torch.tensor([[4] * 47])).tolist() == [False]
+
+
+def test_a_reply_that_loops_is_ended_and_counts_for_nothing(tmp_path: Path) -> None:
+    model = tiny.llama()
+    model.lm_head.weight.data.zero_()
+    model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(30), len(tiny.tokenizer())) * 50.0)
+    chat = ChatModel.load(model, tokenizer=tiny.tokenizer(), check=False)  # its logits ignore the stream
+    prompts = prompts_for(chat)[:3]
+    long = Sampling(max_new_tokens=200)
+    assert {len(ids) for ids in chat.generate_ids(prompts, long, 0)} == {200}
+    found = means.generate_with_means(chat, prompts, long, 0, [0, 2])
+    assert {len(ids) for ids in found.ids} == {48}  # that is where it shows
+    for prompt, ids, sums in zip(prompts, found.ids, found.sums, strict=True):
+        assert relative(sums, full_activations(model, prompt, ids)[[0, 2]].sum(axis=1)) < TOLERANCE
+    options = replace(SMALL, sampling=long)
+    with pytest.raises(ExtractionError, match="every reply of the default was empty or went round in a loop"):
+        extract(chat, tiny.probes(), options, out=tmp_path / "a")
+    line = lines_of(run_directory(tmp_path / "a"))[0]
+    assert line["looping"] and not line["accepted"] and len(line["ids"]) == 48

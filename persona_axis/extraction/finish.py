@@ -91,7 +91,7 @@ def _kept(plan: Plan, counts: NDArray[Any], default_count: int, drawn: NDArray[A
     least, accepted = plan.options.min_accepted, counts.sum(axis=1)
     kept = [i for i, n in enumerate(accepted) if n >= least]
     if default_count == 0:
-        raise ExtractionError("every reply of the default was empty: there is no default vector")
+        raise ExtractionError("every reply of the default was empty or went round in a loop: it has no vector")
     if len(kept) < 2:
         best = int(np.argmax(accepted))
         raise ExtractionError(
@@ -181,6 +181,7 @@ def run_notes(chat: ChatModel, plan: Plan, totals: dict[str, int], below: dict[s
         "thinking": "replies hold a thinking block although thinking is off; its tokens count as well",
         "unparsable": "replies got no verdict from the judge that could be read, and are not accepted",
         "cut": "replies were cut at the token limit",
+        "looping": "replies ended in a loop of the same few words and count for nothing",
     }
     notes += [f"{totals[kind]} of {totals['drawn']} {text}" for kind, text in said.items() if totals[kind]]
     if below:

@@ -113,7 +113,7 @@ def generate_with_means(
     """
     state = Sums(layers, chat.stop_ids)
     with reading(chat.model, layers, state.read, stack=chat.layers):
-        ids = chat.generate_ids(prompts, sampling, seed, watch=state.draw, extra_tokens=1)
+        ids = chat.generate_ids(prompts, sampling, seed, watch=state.draw, extra_tokens=1, end_loops=True)
     steps = state.drawn - 1
     if missed := [layer for layer in layers if state.fed[layer] != steps]:
         raise ExtractionError(

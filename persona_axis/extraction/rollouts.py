@@ -18,6 +18,7 @@ from persona_axis.extraction.means import Replies
 from persona_axis.extraction.plan import DEFAULT, Batch, Block, Item, Plan, Round
 from persona_axis.extraction.store import TALLIES, BlockState, RunStore
 from persona_axis.judges import Judge, Judged, verdicts
+from persona_axis.sampling import loops
 
 
 def draw(
@@ -73,7 +74,9 @@ def _count(
     _require_finite(plan, batch.items, replies)
     texts, thinking = chat.decode(replies.ids), chat.thinks(replies.ids)
     empty = [not text.strip() for text in texts]
-    to_judge = [i for i, item in enumerate(batch.items) if item.role != DEFAULT and not empty[i]]
+    looping = [bool(loops(torch.tensor([ids]))) for ids in replies.ids]
+    usable = [not (empty[i] or looping[i]) for i in range(len(texts))]
+    to_judge = [i for i, item in enumerate(batch.items) if item.role != DEFAULT and usable[i]]
     given = verdicts(judge, [_shown(plan, batch.items[i], texts[i]) for i in to_judge])
     scores = dict(zip(to_judge, given, strict=True))
     rows = {role: row for row, role in enumerate(block.roles)}
@@ -81,15 +84,14 @@ def _count(
     lines = []
     for i, item in enumerate(batch.items):
         ids, row, score = replies.ids[i], rows[item.role], scores.get(i)
-        accepted = not empty[i] and (item.role == DEFAULT or score in plan.options.accept)
-        cut = len(ids) == plan.options.sampling.max_new_tokens
-        kinds = {
-            "drawn": 1,
+        accepted = usable[i] and (item.role == DEFAULT or score in plan.options.accept)
+        odd = {
             "empty": empty[i],
             "thinking": thinking[i],
-            "cut": cut,
-            "tokens": 0 if empty[i] else len(ids),
+            "cut": len(ids) == plan.options.sampling.max_new_tokens,
+            "looping": looping[i],
         }
+        kinds = {"drawn": 1, "tokens": 0 if empty[i] else len(ids), **odd}
         if i in scores:
             kinds["unparsable" if score is None else f"score{score}"] = 1
         for kind, amount in kinds.items():
@@ -103,9 +105,7 @@ def _count(
             state.squares[row] += mean.double().square().sum(dim=-1)
             if item.role == DEFAULT:
                 state.norms += replies.norms[i]
-        flags = [
-            name for name, is_so in (("empty", empty[i]), ("thinking", thinking[i]), ("cut", cut)) if is_so
-        ]
+        flags = [name for name, is_so in odd.items() if is_so]
         lines.append(_line(plan, item, ids, texts[i], score, accepted, flags))
     return lines
 

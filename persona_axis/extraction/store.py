@@ -43,6 +43,7 @@ TALLIES = (
     "empty",
     "thinking",
     "cut",
+    "looping",
     "drawn",
     "tokens",
 )

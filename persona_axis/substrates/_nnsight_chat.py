@@ -73,8 +73,9 @@ class NNsightChat(ChatModel):
         watch: Any = None,
         extra_tokens: int = 0,
         memory: Any = None,
+        end_loops: bool = False,
     ) -> list[list[int]]:
-        """As `ChatModel.generate_ids`, without its `watch` and `memory`."""
+        """As `ChatModel.generate_ids`, without its `watch` and `memory`; a loop is not ended early."""
         if watch is not None or memory is not None:
             raise ModelError("a model run by nnsight keeps no conversation in memory: ask a ChatModel instead")
         return self.drawn(prompts, sampling, seed, None, extra_tokens)[0]
