@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from _mutants_headers import KIND, gguf, tensor
+from _traits_used import AXIS, TRAITS, shown, traits_for
 from safetensors.torch import save
 
 from persona_axis import Axis, Cap, load_probes
@@ -23,6 +24,7 @@ from persona_axis._axisfile import QUANTILES
 from persona_axis.calibration.units import Units
 from persona_axis.conversations import ROLES, read_conversations
 from persona_axis.extraction.store import TALLIES, BlockState, Recorded, RunStore
+from persona_axis.traits import Traits
 from persona_axis.vectors.found import Clamps, Settled
 from persona_axis.vectors.making import Origin, made_axis, made_cap
 from persona_axis.vectors.reading import read, read_check
@@ -89,7 +91,7 @@ def axis(bfloat16: bool) -> Axis:
     )  # fmt: skip
 
 
-def saved(value: Axis | Cap, folder: Path) -> bytes:
+def saved(value: Axis | Cap | Traits, folder: Path) -> bytes:
     path = folder / "saved.safetensors"
     value.save(path)
     content = path.read_bytes()
@@ -247,6 +249,7 @@ def forms(folder: Path) -> dict[str, Form]:
     pieces = {f"role{i}.pt": torch_bytes({"vector": torch.from_numpy(one), "type": "pos_3", "role": f"role{i}"})
               for i, one in enumerate(others)}  # fmt: skip
     pieces["default.pt"] = torch_bytes({"vector": torch.from_numpy(default), "type": "mean", "role": "default"})
+    both = {AXIS: saved(axis(False), folder), TRAITS: saved(traits_for(axis(False)), folder)}
     found = {
         "axis": Form("safetensors", saved(axis(False), folder), axis_file),
         "axis-bf16": Form("safetensors", saved(axis(True), folder), axis_file),
@@ -254,6 +257,8 @@ def forms(folder: Path) -> dict[str, Form]:
         "cap": Form("safetensors", saved(cap, folder), cap_file),
         "cap-batch": Form("safetensors", saved(batch, folder), cap_file),
         "check": Form("safetensors", saved(axis(False), folder), checking),
+        "traits": Form("traits", both[TRAITS], shown, TRAITS, both),
+        "traits-axis": Form("safetensors", both[AXIS], shown, AXIS, both),
         "pt-tensor": Form("torch", torch_bytes(table), imported),
         "pt-axis": Form("torch", torch_bytes({"axis": table, "metadata": {"model": "x", "n": [1, 2]}}), imported),
         "pt-capping": Form("torch", torch_bytes(capping()), imported),

@@ -7,15 +7,15 @@ pure function of (seed, form, number), so that any of them can be made again fro
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from _mutants_headers import GGUF, NPY
 from _mutants_json import LINES, WHOLE
-from _mutants_safe import SAFE
+from _mutants_safe import SAFE, Kind
 from _mutants_torch import TORCH
+from _mutants_traits import TRAITS
 
-Kind = Callable[[bytes, random.Random], bytes]
 COUNTS = (0, 1, 2, 127, 2**16, 2**31, 2**32 - 1, 2**40, 2**60, 2**63, 2**64 - 1)
 
 
@@ -81,6 +81,7 @@ BYTES: dict[str, Kind] = {
 }  # fmt: skip
 KINDS: dict[str, dict[str, Kind]] = {
     "safetensors": SAFE, "torch": TORCH, "npy": NPY, "gguf": GGUF, "lines": LINES, "json": WHOLE,
+    "traits": TRAITS,
 }  # fmt: skip
 
 

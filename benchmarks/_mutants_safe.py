@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 Header = dict[str, Any]
+Kind = Callable[[bytes, random.Random], bytes]
 SIDES = (0, 1, 3, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, 10**40, -1, True, 1.0, None, "4")
 DTYPES = ("F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F4", "f32", "", "X" * 5000)
 PATHS = (
@@ -35,7 +36,7 @@ def framed(text: bytes, data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def edited(edit: Callable[[Header, random.Random], Any]) -> Callable[[bytes, random.Random], bytes]:
+def edited(edit: Callable[[Header, random.Random], Any]) -> Kind:
     """A kind that changes the header in place, or gives another; the data stay."""
 
     def kind(raw: bytes, draw: random.Random) -> bytes:
@@ -216,7 +217,7 @@ def rising(raw: bytes, draw: random.Random) -> bytes:
     return joined(header, data[:start] + struct.pack(f"<{room}q", *values) + data[end:])
 
 
-SAFE: dict[str, Callable[[bytes, random.Random], bytes]] = {
+SAFE: dict[str, Kind] = {
     "header length": length, "offsets": edited(offsets), "overlap or hole": edited(overlap),
     "declared shape": edited(shape), "empty shape": edited(emptied), "dtype": edited(dtype),
     "dtype swapped": edited(swapped), "names": edited(renamed), "something missing": edited(without),

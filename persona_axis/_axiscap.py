@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from persona_axis._asked import layers_of
 from persona_axis._axisparts import told_layers
 from persona_axis.cap import Cap
 from persona_axis.errors import CapError
@@ -29,10 +30,10 @@ def cap_of(
     """What `Axis.cap` promises. Raises `CapError` for layers or bounds that cannot be."""
     if layers is None:
         layers = axis.recommended_layer
-    wanted = [layers] if isinstance(layers, int) else list(layers)
+    wanted = layers_of(layers, CapError)
     missing = [layer for layer in wanted if layer not in axis.layers]
-    if missing or not wanted:
-        raise CapError(f"layers {missing or wanted}: the axis has {told_layers(axis.layers)}")
+    if missing:
+        raise CapError(f"layers {missing}: the axis has {told_layers(axis.layers)}")
     rows = [axis.row(layer) for layer in wanted]
     origin = {key: axis.metadata.get(key) for key in ("provenance", "date", "probes_sha256")}
     return Cap(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from persona_axis._safefile import wrong_format
 from persona_axis.errors import AxisFileError
 
 FORMAT = "persona-axis/1"
@@ -102,7 +103,7 @@ class _Bad(Exception):
 def _check_keys(metadata: Mapping[str, Any]) -> None:
     stated = metadata.get("format")
     if stated != FORMAT:
-        raise _Bad(f"format: expected {FORMAT!r}, found {stated!r}")
+        raise _Bad(wrong_format(FORMAT, stated))
     provenance = metadata.get("provenance")
     if provenance not in PROVENANCES:
         raise _Bad(f"provenance: expected one of {', '.join(PROVENANCES)}, found {provenance!r}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from persona_axis._asked import layers_of
 from persona_axis.errors import CapError
 
 _KEPT = 1e-6  # a float32 unit vector is one to this; such a row is used as it is
@@ -17,11 +17,8 @@ _TOLERATED = 1e-2  # a unit vector stored in bfloat16 or float16 is one to this;
 
 def layer_indices(layers: Iterable[int]) -> tuple[int, ...]:
     """Layer indices as a tuple. Raises `CapError` unless they are different integers from 0."""
-    try:
-        at = tuple(operator.index(layer) for layer in layers)
-    except TypeError:
-        raise CapError(f"layers {layers!r}: expected a list of integers") from None
-    if not at or len(set(at)) != len(at) or min(at) < 0:
+    at = layers_of(layers, CapError)
+    if len(set(at)) != len(at) or min(at) < 0:
         raise CapError(f"layers {list(at)}: expected one or more different indices, counted from 0")
     return at
 
@@ -46,6 +43,8 @@ def bounds_of(name: str, bound: ArrayLike | Tensor | None, count: int) -> Tensor
     """Bounds [count] or [count, batch], float64. Raises `CapError`, naming the argument, for other shapes."""
     if bound is None:
         return None
+    if isinstance(bound, bool):
+        raise CapError(f"{name}: expected numbers, got {bound}")
     values = as_float64_tensor(name, bound)
     if values.dim() == 0:
         values = values.repeat(count)

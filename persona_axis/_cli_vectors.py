@@ -111,8 +111,7 @@ def export(file: Path, form: str, at: tuple[int, ...] | None, axis: Path | None,
 
     A GGUF control vector can only be added; no form but the dictionary (a capping configuration) holds a cap.
     """
-    if file.resolve() == out.resolve():
-        raise click.UsageError(f"{out} would be written over the file it is made from: name another --out")
+    refuse_overwriting({"FILE": file, "--axis": axis}, {"--out": out})
 
     from persona_axis._safefile import read_safe
     from persona_axis.axis import Axis

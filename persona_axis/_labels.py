@@ -51,6 +51,7 @@ def place_labels(
             points[index],
             xytext=(0, 0),
             textcoords="offset points",
+            parse_math=False,
             fontsize=size,
             ha="center",
             va="center",

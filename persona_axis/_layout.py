@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from persona_axis._asked import shown
 from persona_axis.errors import ResidualError
+
+_NAME_IT = "name the list: --stack model.layers, in Python layers='model.layers' (stack= of Cap.on and its like)"
 
 
 class Stack(NamedTuple):
@@ -29,8 +32,7 @@ def find_stack(model: nn.Module, layers: str | None = None) -> Stack:
     (`"model.layers"`) and is trusted. Raises `ResidualError` for an encoder, an encoder-decoder, and a structure
     that shows none or several such lists: the text says what was seen.
     """
-    if not isinstance(model, nn.Module):
-        raise ResidualError(f"expected a torch module, got a {type(model).__name__} (of a ChatModel: its .model)")
+    _require_module(model)
     if layers is not None:
         return _named(model, layers)
     inner = unwrapped(model)
@@ -54,7 +56,7 @@ def find_stack(model: nn.Module, layers: str | None = None) -> Stack:
     wanted = "a list of decoder layers" if count is None else f"one list of {count} decoder layers"
     raise ResidualError(
         f"cannot tell where {_kind(inner)} keeps its residual stream: looked for {wanted}, saw "
-        f"{_told(nearest or seen) or 'no list of layers'}; name the list, e.g. layers='model.layers'"
+        f"{_told(nearest or seen) or 'no list of layers'}; {_NAME_IT}"
     )
 
 
@@ -68,6 +70,7 @@ def decoder_layers(model: nn.Module, layers: str | None = None) -> list[nn.Modul
 
 def hidden_size(model: nn.Module) -> int:
     """Width of the residual stream: the text config's `hidden_size`, else the input embedding's width."""
+    _require_module(model)
     size = getattr(text_config(model), "hidden_size", None)
     if isinstance(size, int):
         return size
@@ -101,14 +104,24 @@ def owners(model: nn.Module, path: str) -> list[nn.Module]:
     return [model, *(model.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts)))]
 
 
+def _require_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ResidualError(
+            f"model: expected a torch module, got {shown(model)} (of a ChatModel pass its .model; for nnsight and "
+            "TransformerLens there is persona_axis.substrates)"
+        )
+
+
 def _named(model: nn.Module, path: str) -> Stack:
+    if not isinstance(path, str):
+        raise ResidualError(f"{path!r:.60} does not name the list of decoder layers: expected a text; {_NAME_IT}")
     try:
         found = model.get_submodule(path)
     except AttributeError as error:
         seen = _told(list(_outermost_lists(model))) or "no list of layers"
-        raise ResidualError(f"{_kind(model)} has nothing at layers={path!r}: {error}; it has {seen}") from None
+        raise ResidualError(f"{_kind(model)} has no list of layers at {path!r}: {error}; it has {seen}") from None
     if not isinstance(found, nn.ModuleList | nn.Sequential) or len(found) == 0:
-        raise ResidualError(f"layers={path!r} of {_kind(model)} is a {_kind(found)}, not a list of layers")
+        raise ResidualError(f"{path!r} of {_kind(model)} is a {_kind(found)}, not a list of layers")
     return Stack(path, list(found))
 
 

@@ -28,7 +28,7 @@ _OTHER_CLASSES = (
     "ForTokenClassification",
     "ForQuestionAnswering",
 )
-_FAILURES = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError, TypeError)
+_FAILURES = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError, TypeError, AttributeError)
 
 
 class Loaded(NamedTuple):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from persona_axis._plainfile import read_file
 from persona_axis.errors import PersonaAxisError, ProbeError
 
 
@@ -31,7 +32,7 @@ def json_object(line: bytes, where: str, error: type[PersonaAxisError], first: b
 def records(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) for each line of a file of probes that is not blank; every object has exactly `keys`."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_file(path).splitlines()
     except OSError as error:
         raise ProbeError(f"cannot read {path}: {error.strerror}") from error
     empty = True

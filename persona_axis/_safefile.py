@@ -18,6 +18,8 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from persona_axis._asked import path_of
+from persona_axis._plainfile import open_file, read_file
 from persona_axis.errors import AxisFileError
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _HALF = {"F16": np.dtype("<f2")}  # in other people's files only
 _MOST_SIDES, _MOST_NUMBERS = 8, 2**60  # more is no array of any kind; a product of thousands of sides takes hours
+_OURS = {
+    "persona-axis": "an axis file: AXIS of `persona-axis show`, `cap` and `drift`",
+    "persona-cap": "a cap file: `persona-axis generate --cap FILE`",
+    "persona-traits": "a traits file: `persona-axis show FILE`, or beside an axis `show AXIS --traits FILE`",
+}
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, pickle
 
 
@@ -52,9 +59,10 @@ def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
 
     Raises `AxisFileError` for anything that is not exactly one.
     """
+    file = path_of("path", path)
     accepted = _DTYPES | _HALF if half else _DTYPES
     try:
-        raw = Path(path).read_bytes()
+        raw = read_file(file)
     except OSError as error:
         raise AxisFileError(f"{path}: cannot be read: {error.strerror or error}") from None
     header = _header(path, raw)
@@ -70,7 +78,7 @@ def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
 def stated_format(path: str | os.PathLike[str]) -> str:
     """The `format` in a file's header, which alone is read; "" where none can be: whoever loads the file says why."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= MAX_HEADER_BYTES else None
     except (OSError, ValueError, RecursionError):
@@ -81,6 +89,22 @@ def stated_format(path: str | os.PathLike[str]) -> str:
     return ""
 
 
+def wrong_format(expected: str, stated: object) -> str:
+    """What is wrong with a file of another format than `expected`; one of ours is named with what reads it."""
+    kind = str(stated).partition("/")[0]
+    ours = f"; this is {_OURS[kind]}" if kind in _OURS and not expected.startswith(f"{kind}/") else ""
+    return f"format: expected {expected!r}, found {stated!r}{ours}"
+
+
+def refuse_replacing(path: str | os.PathLike[str], kind: str) -> None:
+    """Raise `AxisFileError` where a file is in the way that is none of `kind`, such as "persona-traits"."""
+    found = stated_format(path).partition("/")[0]
+    if found != kind and os.path.exists(path) and not os.path.isdir(path):
+        what = _OURS[found].partition(":")[0] if found in _OURS else "there already"
+        made = _OURS[kind].partition(":")[0]
+        raise AxisFileError(f"{path}: is {what}, and {made} would replace it: name another file, or move this one away")
+
+
 def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file in one step: after any failure the file that was there is untouched.
 
@@ -88,8 +112,8 @@ def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta
     """
     from safetensors.torch import save
 
+    target = Path(os.path.realpath(path_of("path", path)))  # a link keeps pointing where it did
     content = _canonical(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
-    target = Path(os.path.realpath(path))  # a link keeps pointing where it did
     try:
         replace_file(target, content)
     except OSError as error:

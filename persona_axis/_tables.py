@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from persona_axis.space import PersonaSpace
 
 SHARES = (0.7, 0.8, 0.9)
+_MOST_NOTES, _LONGEST = 50, 20_000  # 275 roles that are left out are 8,000 characters
 _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -120,16 +121,26 @@ def _facts(axis: Axis) -> Table:
 
 
 def account(lines: Mapping[str, Any], notes: Any) -> Table:
-    """What a file states, a line each, without those that say nothing; `notes` below, if it is a list of them."""
+    """What a file states, a line each, without those that say nothing; `notes` below, if it is a list of them.
+
+    A file may state megabytes, over which a terminal's table takes minutes: long texts and lists are cut.
+    """
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in lines.items():
         if value:
-            table.add_row(name, Text(str(value)))
-    for note in notes if isinstance(notes, list) else []:
-        table.add_row("note", Text(str(note)))
+            table.add_row(name, Text(_cut(str(value))))
+    held = notes if isinstance(notes, list) else []
+    for note in held[:_MOST_NOTES]:
+        table.add_row("note", Text(_cut(str(note))))
+    if len(held) > _MOST_NOTES:
+        table.add_row("note", Text(f"({len(held) - _MOST_NOTES:,} more)"))
     return table
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text) - _LONGEST:,} more characters)"
 
 
 def _dict(about: Mapping[str, Any], key: str) -> dict[str, Any]:

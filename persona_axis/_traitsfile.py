@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from persona_axis import _folds
 from persona_axis._axisfile import CONVENTIONS as AXIS_CONVENTIONS
+from persona_axis._safefile import wrong_format
 from persona_axis.errors import AxisFileError
 
 FORMAT = "persona-traits/1"
@@ -43,7 +44,7 @@ def check_traits(where: str, arrays: Mapping[str, NDArray[Any]], metadata: Mappi
 
 def _metadata_problem(metadata: Mapping[str, Any]) -> str | None:
     if metadata.get("format") != FORMAT:
-        return f"format: expected {FORMAT!r}, found {metadata.get('format')!r}"
+        return wrong_format(FORMAT, metadata.get("format"))
     for key in _KEYS:
         if key not in metadata:
             return f"{key}: missing from the metadata"
@@ -77,7 +78,7 @@ def _shape_problem(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
     if extra := sorted(set(arrays) - set(names)):
         return f"{extra[0]}: a traits file holds no such tensor"
     layers, folds = arrays["layers"], arrays["folds"]
-    if layers.dtype != np.int64 or layers.ndim != 1 or not layers.size or np.any(np.diff(layers) <= 0):
+    if layers.dtype != np.int64 or layers.ndim != 1 or not layers.size or np.any(layers[1:] <= layers[:-1]):
         return f"layers: expected rising indices [layers] int64, found {list(layers.shape)} {layers.dtype}"
     if layers[0] < 0 or layers[-1] >= metadata["num_layers"]:
         return f"layers: {layers[0]} to {layers[-1]} are not all among the model's {metadata['num_layers']}"

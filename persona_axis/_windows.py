@@ -58,7 +58,7 @@ def windows(
             length = f"more than {limit}" if tokens is None else f"{tokens}"
             raise DriftError(
                 f"{where} has {length} tokens where the model's context holds {limit}: shorten it, or have it read in "
-                'windows (overflow="window")'
+                'windows (--overflow window, in Python overflow="window")'
             )
         yield from log.windows(limit, where)
     except ModelError as error:

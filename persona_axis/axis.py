@@ -10,11 +10,13 @@ import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from persona_axis._asked import layers_of, require, whole
 from persona_axis._axisfile import (
     CONVENTIONS,
     DISTRIBUTIONS,
@@ -104,7 +106,7 @@ class Axis:
         if mean_norm is not None:
             arrays["mean_norm"] = as_float32(mean_norm)
         arrays |= {f"quantiles_{name}": as_float32(table) for name, table in (quantiles or {}).items()}
-        return cls._made(arrays, layers, {"provenance": "extracted", **metadata}, bfloat16_roles)
+        return cls._made(arrays, layers, metadata, bfloat16_roles, "extracted")
 
     @classmethod
     def from_direction(
@@ -115,19 +117,26 @@ class Axis:
         `metadata` needs `num_layers`; `provenance` is "imported" unless given.
         """
         arrays = {"direction": as_float32(direction)}
-        return cls._made(arrays, layers, {"provenance": "imported", **metadata}, False)
+        return cls._made(arrays, layers, metadata, False, "imported")
 
     @classmethod
     def _made(
-        cls, arrays: dict[str, NDArray[Any]], layers: Iterable[int], given: Mapping[str, Any], bf16: bool
+        cls,
+        arrays: dict[str, NDArray[Any]],
+        layers: Iterable[int],
+        given: Mapping[str, Any],
+        bf16: bool,
+        provenance: str,
     ) -> Axis:
+        require("metadata", given, Mapping)
         metadata = {
-            "hidden_size": int(arrays["direction"].shape[-1]),
+            "hidden_size": int((arrays["direction"].shape or (0,))[-1]),
+            "provenance": provenance,
             **given,
             "format": FORMAT,
             "conventions": dict(CONVENTIONS),
         }
-        return cls({**arrays, "layers": np.array(list(layers), dtype=np.int64)}, metadata, bf16)
+        return cls({**arrays, "layers": np.array(layers_of(layers, AxisFileError), dtype=np.int64)}, metadata, bf16)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file in one step. Raises `AxisFileError`; an old file stays whole whatever goes wrong."""
@@ -191,7 +200,7 @@ class Axis:
 
     def row(self, layer: int) -> int:
         """The row that holds the model's layer `layer`."""
-        if layer not in self.layers:
+        if whole("layer", layer, AxisMismatchError) not in self.layers:
             raise AxisMismatchError(f"layer {layer} is not in this axis, which has {told_layers(self.layers)}")
         return self.layers.index(layer)
 
@@ -211,6 +220,8 @@ class Axis:
         """
         if distribution not in DISTRIBUTIONS:
             raise CapError(f"no distribution {distribution!r}: choose among {', '.join(DISTRIBUTIONS)}")
+        if not isinstance(percentile, Real):
+            raise CapError(f"percentile {percentile!r} is no number")
         if not 0 <= percentile <= 100:
             raise CapError(f"percentile {percentile:g} lies outside 0-100")
         table = self.array(f"quantiles_{distribution}").astype(np.float64)

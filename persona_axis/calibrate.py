@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from persona_axis._asked import path_of, require
+from persona_axis.axis import Axis
 from persona_axis.calibration.events import Event, Listener, Note, Planned, Saved, Stage, silent
 from persona_axis.calibration.measure import Bench
 from persona_axis.calibration.report import Calibration, write
@@ -24,14 +25,11 @@ from persona_axis.calibration.sweep import Sweep
 from persona_axis.calibration.tables import conversation_table
 from persona_axis.calibration.units import Units
 from persona_axis.capability import CapabilityTest, tasks_for
+from persona_axis.chat import ChatModel
 from persona_axis.conversations import Jailbreak, Script, load_jailbreaks, load_scripts
 from persona_axis.errors import CalibrationError
 from persona_axis.outcomes import OutcomeJudge, judge_for
 from persona_axis.sampling import Sampling
-
-if TYPE_CHECKING:
-    from persona_axis.axis import Axis
-    from persona_axis.chat import ChatModel
 
 __all__ = [
     "FLOORS", "Calibration", "Effort", "Event", "Interrupted", "Listener", "Note", "Planned",
@@ -86,7 +84,9 @@ def calibrate(
     `JudgeError` without a judge or a test; `Interrupted` on Ctrl-C. Where no setting keeps the bound, the result has
     no cap, and none is written.
     """
-    out = Path(out)
+    require("chat", chat, ChatModel)
+    require("axis", axis, Axis)
+    out = path_of("out", out)
     if not out.parent.is_dir():
         raise CalibrationError(f"cannot write {out}: there is no directory {out.parent}")
     if out.is_dir():

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from persona_axis._acting import Edit, Place, acting
 from persona_axis._arithmetic import clamped, pushing, working_dtype
+from persona_axis._asked import require
 from persona_axis._axisfile import CONVENTIONS, json_of
 from persona_axis._capvalues import bounds_of, check_bounds, layer_indices, unit_rows
-from persona_axis._safefile import read_safe, write_safe
+from persona_axis._safefile import read_safe, write_safe, wrong_format
 from persona_axis.errors import AxisFileError, CapError, CapMismatchError
 from persona_axis.residual import hidden_size
 
@@ -65,6 +66,8 @@ class Cap:
         Raises `CapError` for rows that are not, shapes that do not agree, a floor above its ceiling, no bound
         at all, NaN, and layers that repeat or are negative.
         """
+        require("facts", facts or {}, Mapping)
+        require("provenance", provenance or {}, Mapping)
         at = layer_indices(layers)
         rows = unit_rows(direction, len(at))
         low, high = bounds_of("floor", floor, len(at)), bounds_of("ceiling", ceiling, len(at))
@@ -134,7 +137,7 @@ class Cap:
         """Read a cap file. Raises `AxisFileError`, naming the field, unless it is whole and consistent."""
         file = read_safe(path)
         if file.metadata.get("format") != FORMAT:
-            raise AxisFileError(f"{path}: format: expected {FORMAT!r}, found {file.metadata.get('format')!r}")
+            raise AxisFileError(f"{path}: {wrong_format(FORMAT, file.metadata.get('format'))}")
         needed, possible = {"direction": "F32", "layers": "I64"}, {"floor": "F64", "ceiling": "F64"}
         for name in sorted({*needed, *file.dtypes}):
             expected = (needed | possible).get(name)

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteriaList
 
 from persona_axis import _loading
+from persona_axis._asked import conversations_of, require, require_messages, shown
 from persona_axis._selftest import PROBE_TOKENS, self_test
-from persona_axis.errors import ModelError, ResidualError
+from persona_axis.errors import ArgumentError, ConversationError, ModelError, ResidualError
 from persona_axis.fingerprint import model_facts, template_sha256
 from persona_axis.levers import Levers, entered
 from persona_axis.organism import troupe_path
@@ -121,6 +122,8 @@ class ChatModel:
             source.train(False)
             made = cls(source, tokens, name=name, revision=revision, layers=layers)
             return made.check() if check else made
+        if not isinstance(source, (str, Path)) or not str(source):
+            raise ModelError(f"expected a model of transformers, its directory or its hub name, got {shown(source)}")
         is_troupe = str(source) == "troupe"
         path = str(troupe_path()) if is_troupe else str(source)
         if is_troupe and not Path(path, "config.json").is_file():
@@ -149,7 +152,8 @@ class ChatModel:
             self._unchecked = self_test(self.model, probe, self.layers)
         except ResidualError as error:
             raise ModelError(
-                f"{self.name} cannot be used: {error} (layers=... names another list, check=False leaves this test out)"
+                f"{self.name} cannot be used: {error} (--stack NAME, in Python layers=NAME, names another list; "
+                "check=False, in Python only, leaves this test out)"
             ) from error
         return self
 
@@ -183,11 +187,12 @@ class ChatModel:
 
     def encode(self, messages: Messages, *, generation_prompt: bool = True) -> list[int]:
         """Token ids of a conversation, by default with the header of the next reply."""
+        require_messages(messages)  # here, so that it is not told of as one of several
         return self.encode_batch([messages], generation_prompt=generation_prompt)[0]
 
     def encode_batch(self, chats: Iterable[Messages], *, generation_prompt: bool = True) -> list[list[int]]:
-        """Token ids of several conversations."""
-        texts = [self.template.render(m, generation_prompt=generation_prompt) for m in chats]
+        """Token ids of one or more conversations. Raises `ConversationError` for what is none."""
+        texts = [self.template.render(m, generation_prompt=generation_prompt) for m in conversations_of(chats)]
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
@@ -219,8 +224,11 @@ class ChatModel:
         return ids, mask
 
     def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Texts without special tokens."""
-        texts: list[str] = self.tokenizer.batch_decode([list(i) for i in ids], skip_special_tokens=True)
+        """Texts without special tokens. Raises `ArgumentError` for anything but a list of lists of token ids."""
+        try:
+            texts: list[str] = self.tokenizer.batch_decode([list(i) for i in ids], skip_special_tokens=True)
+        except TypeError:
+            raise ArgumentError(f"ids: expected a list of lists of token ids, got {shown(ids)}") from None
         return texts
 
     def thinks(self, replies: Sequence[Sequence[int]]) -> list[bool]:
@@ -239,7 +247,10 @@ class ChatModel:
     def generate(
         self, chats: Sequence[Messages], sampling: Sampling | None = None, seed: int = 0
     ) -> Generated:
-        """One reply to each conversation; the same seed and the same batch give the same replies."""
+        """One reply to each conversation; the same seed and the same batch give the same replies.
+
+        Raises `ConversationError` for no conversation, and for messages without a known role and a text.
+        """
         ids = self.generate_ids(self.encode_batch(chats), sampling or Sampling(), seed)
         return Generated(self.decode(ids), ids)
 
@@ -262,6 +273,7 @@ class ChatModel:
         `end_loops` ends a reply that says the same few words again and again.
         The global random state is left as it was. The model's own generation_config has no say.
         """
+        require("sampling", sampling, Sampling)
         batch = self.pad_left(prompts)
         known = None if memory is None else memory.recall(prompts)
         config = sampling.config(self.stop_ids, self.pad_id, extra_tokens)
@@ -300,6 +312,8 @@ class ChatModel:
         return start, next((i for i in range(start, end) if ids[i] in self.stop_ids), end)
 
     def _pad(self, sequences: Sequence[Sequence[int]], left: bool) -> Padded:
+        if not sequences:
+            raise ConversationError("the batch is empty: there is nothing to read or to reply to")
         longest = max(len(s) for s in sequences)
         ids = torch.full((len(sequences), longest), self.pad_id, dtype=torch.int64)
         mask = torch.zeros_like(ids)

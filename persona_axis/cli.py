@@ -87,12 +87,16 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     from rich.console import Console
 
     from persona_axis._progress import Display
+    from persona_axis._safefile import refuse_replacing
     from persona_axis._tables import Output, show_axis
     from persona_axis.probes import load_probes
     from persona_axis.trait_probes import load_traits
 
     chosen = load_probes(probes)
     asked = load_traits(probes, only) if traits else ()
+    kind = "traits" if traits else "axis"
+    path = out or Path(f"{slug(model)}-{kind}.safetensors")
+    refuse_replacing(path, f"persona-{kind}")  # told before a large model is loaded
     chat = load_model(model, revision, dtype, device_map, stack)
 
     from persona_axis.extract import Options, extract_traits
@@ -102,7 +106,6 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     if traits:
         from persona_axis._trait_tables import show_traits
 
-        path = out or Path(f"{slug(model)}-traits.safetensors")
         options = Options.traits_preset(chat, full=full, **plan)
         preset = "240 questions" if full else "a modest one"
         with Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions") as display:
@@ -111,7 +114,6 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         return
 
     options = Options.preset(chat, full=full, **plan)
-    path = out or Path(f"{slug(model)}-axis.safetensors")
     who = named(judge) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with Display(Console(stderr=True), ask=not yes, preset=preset) as display:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from persona_axis._asked import path_of
+from persona_axis._plainfile import open_file
 from persona_axis._records import json_object
 from persona_axis._scripts import (
     DOMAINS,
@@ -58,8 +60,9 @@ def read_conversations(
     line for what cannot be read; with `skip_bad` such a line is passed over and `on_bad` told the reason. A file
     that yields nothing is an error either way. The file is opened at once, and closed when the iterator is.
     """
+    path_of("path", path)
     try:
-        file = open(path, "rb")  # noqa: SIM115  _conversations closes it
+        file = open_file(path)  # _conversations closes it
     except OSError as error:
         raise ConversationError(f"cannot read {path}: {error.strerror}") from error
     return _conversations(file, str(path), skip_bad, on_bad or (lambda _reason: None))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from persona_axis._alerts import Alarm, add_percentiles, alerts, percentiles
 from persona_axis._arithmetic import projected
+from persona_axis._asked import layers_of, require
 from persona_axis._driftframe import COLUMNS, TOKEN_COLUMNS, Array, TokenRows, TurnRows, said
 from persona_axis._outofmemory import is_out_of_memory
 from persona_axis._tablefile import TableWriter
@@ -94,15 +95,16 @@ def trajectories(
     Short ones are read in batches. One that is read in windows comes in several frames, one after another, so that
     its length does not matter either. Conversations without a name are called "conversation 1" and so on.
     """
+    require("chat", chat, ChatModel)
+    require("axis", axis, Axis)
+    require("conversations", conversations, Iterable)
     axis.require(chat.model, chat.template.source, allow, chat.layers)
-    wanted = axis.layers if layers is None else [layers] if isinstance(layers, int) else sorted(set(layers))
-    whose = tuple(speakers)
-    if isinstance(speakers, str) or not whose or set(whose) - set(SPEAKERS):
+    wanted = axis.layers if layers is None else sorted(set(layers_of(layers, DriftError)))
+    whose = () if isinstance(speakers, str) or not isinstance(speakers, Iterable) else tuple(speakers)
+    if not whose or any(speaker not in SPEAKERS for speaker in whose):
         raise DriftError(f"speakers={speakers!r}: expected some of {', '.join(SPEAKERS)}")
     if overflow not in OVERFLOWS:
         raise DriftError(f"overflow={overflow!r}: expected {' or '.join(OVERFLOWS)}")
-    if not wanted:
-        raise DriftError("no layers to read: the axis has " + ", ".join(map(str, axis.layers)))
     directions = {layer: axis.direction[axis.row(layer)] for layer in wanted}
     return _Reader(chat, axis, directions, whose, tokens, overflow, listed(lever), allow).frames(conversations)
 

@@ -22,6 +22,10 @@ class PersonaAxisError(Exception):
         return text
 
 
+class ArgumentError(PersonaAxisError, TypeError):
+    """A call was given something of another kind than it takes: which argument, what it takes, what it got."""
+
+
 class AxisFileError(PersonaAxisError):
     """An axis or cap file cannot be trusted, read or written; the text names the file and the field."""
 

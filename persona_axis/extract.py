@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from persona_axis._asked import path_of, require
+from persona_axis._safefile import refuse_replacing
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.engines import Engine, Local, MakesEngine
@@ -101,9 +103,11 @@ def extract(
     again with the same arguments goes on from it, other settings are refused. Raises `ExtractionError`,
     `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
     """
+    _require(chat, probes, options, judge, progress)
     options = Options.preset(chat) if options is None else options
     judge = default_judge(chat) if judge is None else judge
-    return _run(chat, probes, options, Path(out), run_dir, judge, engine, progress, finish)
+    refuse_replacing(path_of("out", out), "persona-axis")
+    return _run(chat, probes, options, path_of("out", out), run_dir, judge, engine, progress, finish)
 
 
 def extract_traits(
@@ -124,14 +128,32 @@ def extract_traits(
     errors. Without `options` the plan is `Options.traits_preset(chat)`; without `judge` every reply counts: Troupe's
     parser knows no traits.
     """
+    _require(chat, probes, options, judge, progress)
     options = Options.traits_preset(chat) if options is None else options
     if options.roles is not None:
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
+    refuse_replacing(out, "persona-traits")
     poles = as_roles(traits, probes, options.prompts)
+    if (most := options.prompts * options.questions) < options.min_accepted:
+        raise ExtractionError(
+            f"min_accepted={options.min_accepted}, but a pole of a trait gets only {most} replies ({options.prompts} "
+            f"instructions x {options.questions} questions): no trait would have a vector; ask more questions, or "
+            f"lower min_accepted (--min-accepted) to {most} or less"
+        )
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
     options = replace(options, prompts=1, calibration=1, precision=1)
     made = partial(finish_traits, traits=traits)
-    return _run(chat, poles, options, Path(out), run_dir, judge or AcceptAll(), Local, progress, made)
+    return _run(chat, poles, options, path_of("out", out), run_dir, judge or AcceptAll(), Local, progress, made)
+
+
+def _require(chat: ChatModel, probes: Probes, options: Options | None, judge: Judge | None, progress: Listener) -> None:
+    require("chat", chat, ChatModel)
+    require("probes", probes, Probes)
+    require("progress", progress, Callable)  # type: ignore[arg-type]
+    if options is not None:
+        require("options", options, Options)
+    if judge is not None:
+        require("judge", judge, Judge)
 
 
 def _run(
@@ -146,10 +168,12 @@ def _run(
     make: Callable[[ChatModel, Plan, Judge, RunStore, Path, Listener, float], Made],
 ) -> Made:
     """Draw what is missing and `make` the file of it."""
+    if out.is_dir():
+        raise ExtractionError(f"cannot write {out}: it is a directory")
     if not out.parent.is_dir():
         raise ExtractionError(f"cannot write {out}: there is no directory {out.parent}")
     began = time.monotonic()
-    directory = run_directory(out) if run_dir is None else Path(run_dir)
+    directory = run_directory(out) if run_dir is None else path_of("run_dir", run_dir)
     with RunStore.open(directory) as store:
         try:
             plan = _planned(chat, probes, options, judge, store, progress)

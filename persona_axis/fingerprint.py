@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from persona_axis.errors import AxisMismatchError, ModelError
+from persona_axis._asked import shown
+from persona_axis.errors import ArgumentError, AxisMismatchError, ModelError
 
 if TYPE_CHECKING:  # `show` compares nothing and must not pay for torch
     from torch import Tensor, nn
@@ -24,6 +25,8 @@ _SHAPE_KEYS = ("num_attention_heads", "num_key_value_heads", "num_experts_per_to
 
 EXCEPTIONS = ("architecture", "num_layers", "chat_template", "weights")
 """What a caller may deliberately let differ. The hidden size is not among them: nothing would fit."""
+
+LET_DIFFER = "a deliberate difference is passed as allow=(...), --allow on the command line"
 
 _COMPARED = {  # what `allow` calls it, the key in a file's metadata, what an error calls it
     "architecture": ("architecture", "architecture"),
@@ -127,6 +130,8 @@ def require_same(
     _check_allowed(allow)
     here: dict[str, Any] = dict(_facts_to_compare(stated, model, allow, stack))
     if template is not None:
+        if not isinstance(template, str) and not hasattr(template, "chat_template"):
+            raise ArgumentError(f"template: expected a tokenizer or a chat template's text, got {shown(template)}")
         here["chat_template_sha256"] = template_sha256(template)
     own_name = getattr(getattr(model, "config", None), "_name_or_path", None) or type(model).__name__
     require_facts(stated, here, own_name, allow)
@@ -140,7 +145,7 @@ def require_facts(
     if differences := list(_differences(stated, here, allow)):
         raise AxisMismatchError(
             f"made for another model: {'; '.join(differences)} (made for {stated.get('model') or 'an unnamed model'}, "
-            f"used on {own_name}); a deliberate difference is passed as allow=(...)"
+            f"used on {own_name}); {LET_DIFFER}"
         )
 
 
@@ -151,13 +156,12 @@ def require_same_files(
     _check_allowed(allow)
     if differences := list(_differences(stated, other, allow, "in the other")):
         raise AxisMismatchError(
-            f"{name} and {other_name} are of different models: {'; '.join(differences)}; "
-            "a deliberate difference is passed as allow=(...), --allow on the command line"
+            f"{name} and {other_name} are of different models: {'; '.join(differences)}; {LET_DIFFER}"
         )
 
 
 def _check_allowed(allow: Collection[str]) -> None:
-    if isinstance(allow, str) or set(allow) - set(EXCEPTIONS):
+    if isinstance(allow, str) or not isinstance(allow, Collection) or any(name not in EXCEPTIONS for name in allow):
         raise AxisMismatchError(f"allow={allow!r}: expected a collection of {', '.join(EXCEPTIONS)}")
 
 
@@ -191,6 +195,8 @@ def _own_parameters(module: nn.Module, prefix: str = "") -> dict[int, tuple[str,
             return _own_parameters(module.get_submodule(inside), prefix)
     own = module.named_parameters(recurse=False)
     found: dict[int, tuple[str, Tensor]] = {id(parameter): (prefix + name, parameter) for name, parameter in own}
+    if "_packed_params" in module._modules:  # torch's dynamically quantised layers keep their weights in no parameter
+        found[id(module)] = (f"{prefix}weight", module.weight().dequantize())  # type: ignore[operator]
     for name, child in module.named_children():
         found = _own_parameters(child, f"{prefix}{name}.") | found
     return found
@@ -209,13 +215,21 @@ def _sampled(tensors: list[Tensor]) -> bytes:
     for tensor in tensors:
         if tensor.is_meta:
             raise ModelError("weights on the meta device cannot be read: load the model first")
-        flat = tensor.detach().reshape(-1)
+        flat = _flat(tensor.detach())
         # Integer arithmetic, because a float linspace rounds differently from one device to another.
         count = min(_SAMPLES, flat.numel())
         at = torch.arange(count, device=flat.device) * flat.numel() // max(count, 1)
         values = flat[at]
         taken.append(values.to(torch.bfloat16).view(torch.int16) if values.is_floating_point() else values)
     return b"".join(values.to(device="cpu", dtype=torch.int64).numpy().tobytes() for values in taken)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The values in a row; of torchao's quantised tensors, which have no view of them, what they stand for."""
+    try:
+        return tensor.reshape(-1)
+    except NotImplementedError:
+        return tensor.dequantize().reshape(-1)
 
 
 def _present(module: nn.Module) -> ExitStack:

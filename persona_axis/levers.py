@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
+from persona_axis._asked import require
 from persona_axis.cap import Cap
 
 __all__ = ["Lever", "Levers", "entered", "listed"]
@@ -30,7 +31,10 @@ def listed(levers: Levers) -> tuple[Lever, ...]:
     """The levers one by one."""
     if levers is None:
         return ()
-    return (levers,) if isinstance(levers, Lever) else tuple(levers)
+    found = (levers,) if isinstance(levers, (Lever, str)) or not isinstance(levers, Iterable) else tuple(levers)
+    for lever in found:
+        require("lever", lever, Lever)
+    return found
 
 
 @contextmanager

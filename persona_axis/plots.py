@@ -130,7 +130,7 @@ def ranking(
         if default_projection is not None:
             ax.axvline(default_projection, color=ACCENT, lw=1.2, ls=(0, (5, 2)), zorder=2)
             note_above(ax, "default", default_projection)
-        ax.set_yticks(rows, [names[index] for index in order])
+        ax.set_yticks(rows, [names[index] for index in order], parse_math=False)
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
         ax.set(ylim=(rows[-1] + 0.6, -0.8))

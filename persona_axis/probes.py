@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from persona_axis._asked import path_of
 from persona_axis._records import Seen, checked_text, records, same_text_key, text_of
 from persona_axis.errors import ProbeError
 
@@ -95,7 +96,7 @@ def load_probes(dir: str | Path | None = None) -> Probes:
     with the file and the line on bad JSON, unknown or missing keys, wrong types or counts, empty texts, and
     on duplicates, also those that differ only in case, punctuation or white space.
     """
-    root = probes_path() if dir is None else Path(dir)
+    root = probes_path() if dir is None else path_of("dir", dir)
     if not root.is_dir():
         raise ProbeError(f"no such directory of probes: {root}")
     roles, defaults, questions = (root / name for name in _FILES)

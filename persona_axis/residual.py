@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from persona_axis._asked import layers_of
 from persona_axis._layout import decoder_layers, find_stack, hidden_size
 from persona_axis.errors import ResidualError
 
@@ -99,7 +100,7 @@ def reading(model: nn.Module, layers: Iterable[int], callback: ReadFn, *, stack:
     `stack` names the list of layers where structure is not enough. Raises `ResidualError` for a layer that
     does not exist or an output that holds no hidden states.
     """
-    wanted = list(layers)
+    wanted = layers_of(layers, ResidualError, some=False)
     fires = Fires(wanted)
 
     def hook_for(layer: int) -> Callable[..., None]:

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
+from persona_axis._asked import whole
 from persona_axis.errors import ModelError
 
 _CANDIDATES = 64  # tokens looked at first on a CPU
@@ -33,12 +35,11 @@ class Sampling:
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        if not isinstance(self.temperature, Real) or not 0 <= self.temperature < float("inf"):
             raise ModelError(f"temperature must be a finite number >= 0, got {self.temperature!r}")
-        if not 0 < self.top_p <= 1:
+        if not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1:
             raise ModelError(f"top_p must lie in (0, 1], got {self.top_p!r}")
-        if self.max_new_tokens < 1:
-            raise ModelError(f"max_new_tokens must be at least 1, got {self.max_new_tokens!r}")
+        whole("max_new_tokens", self.max_new_tokens, ModelError, least=1)
 
     def describe(self, stop_ids: tuple[int, ...], pad_id: int) -> dict[str, Any]:
         """Everything that shapes a draw, for plans and axis files; what is neutral is stated as neutral."""
@@ -160,9 +161,10 @@ class Watcher:
 @contextmanager
 def seeded(seed: int, model: PreTrainedModel) -> Iterator[None]:
     """Random draws from `seed` inside, the caller's random state untouched outside."""
+    number = whole("seed", seed)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(number)
         yield
 
 

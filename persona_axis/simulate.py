@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from pandas import DataFrame
 from torch import Tensor
 
+from persona_axis._asked import layers_of, require
 from persona_axis._driftframe import empty, tidy
 from persona_axis._memory import Memory
 from persona_axis._playuser import as_seen_by_user
@@ -104,6 +105,7 @@ def simulate(
     Raises `DriftError` for settings that do not fit and for a conversation longer than the model's context, naming
     script and turn; `AxisMismatchError`; and what the levers raise.
     """
+    require("chat", chat, ChatModel)
     played = [scripts] if isinstance(scripts, Script) else list(scripts)
     systems = [system] * len(played) if isinstance(system, str) else list(system)
     _check(played, systems, turns, batch)
@@ -111,11 +113,10 @@ def simulate(
         raise DriftError("layers are given without an axis: there is nothing to project on")
     directions: dict[int, Tensor] = {}
     if axis is not None:
+        require("axis", axis, Axis)
         axis.require(chat.model, chat.template.source, allow, chat.layers)
-        wanted = axis.layers if layers is None else [layers] if isinstance(layers, int) else sorted(set(layers))
+        wanted = axis.layers if layers is None else sorted(set(layers_of(layers, DriftError)))
         directions = {layer: axis.direction[axis.row(layer)] for layer in wanted}
-        if not directions:
-            raise DriftError("no layers to read: the axis has " + ", ".join(map(str, axis.layers)))
     settings = _Settings(sampling or Sampling(), seed, listed(lever), allow, directions, keep_cache)
     talks = [
         _Talk(script, _length(script, turns, user), [{"role": "system", "content": told}] if told else [])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from persona_axis.errors import PersonaAxisError
+from persona_axis._asked import require, shown
+from persona_axis.errors import ArgumentError, PersonaAxisError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +51,8 @@ class PersonaSpace:
             )
         if not (np.isfinite(vectors).all() and np.isfinite(origin).all()):
             raise PersonaAxisError("roles or default hold NaN or infinite values")
+        if names is not None:
+            require("names", names, Iterable)
         told = tuple(f"role {i}" for i in range(len(vectors))) if names is None else tuple(names)
         if len(told) != len(vectors):
             raise PersonaAxisError(f"{len(told)} names for {len(vectors)} roles")
@@ -74,7 +78,7 @@ class PersonaSpace:
 
     def n_components_for(self, share: float) -> int:
         """How few components hold at least `share` (above 0, at most 1) of the variance."""
-        if not 0 < share <= 1:
+        if not isinstance(share, Real) or not 0 < share <= 1:
             raise PersonaAxisError(f"share {share!r} lies outside 0-1")
         reached = np.cumsum(self.explained_variance_ratio)
         # The last sum is 1 but for rounding, and share=1 must be reachable.
@@ -97,4 +101,7 @@ def as_float64(values: Any) -> NDArray[np.float64]:
     """Anything array-like, a torch tensor of any float dtype on any device included, as float64."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64)
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"expected an array of numbers, got {shown(values)}: {error}") from None

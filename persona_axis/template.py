@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from persona_axis._asked import require_messages, shown
 from persona_axis._turns import NOWHERE, Part, Words, find_words, narrowed, runs, token_ranges, whole, without_thinking
 from persona_axis.errors import ModelError
 
@@ -61,6 +62,11 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not hasattr(tokenizer, "get_chat_template"):
+            raise ModelError(
+                "tokenizer: expected one of transformers (AutoTokenizer.from_pretrained gives one), got "
+                f"{shown(tokenizer)}"
+            )
         self.tokenizer = tokenizer
         try:
             self.source: str = tokenizer.get_chat_template()
@@ -90,7 +96,8 @@ class ChatTemplate:
 
     def fold(self, messages: Messages) -> list[dict[str, str]]:
         """Messages as the template takes them: the system prompt moves into the user's first turn if it has
-        to."""
+        to. Raises `ConversationError` for what is no conversation."""
+        require_messages(messages)
         kept = [dict(m) for m in messages if not (m["role"] == "system" and not m["content"].strip())]
         if not kept or self.has_system or kept[0]["role"] != "system":
             return kept

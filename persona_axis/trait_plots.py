@@ -56,7 +56,7 @@ def trait_cosines(
         for told, face in ((True, DARK), (False, "white")):
             shown = filled[order] == told
             ax.plot(values[order][shown], rows[shown], "o", ms=3.8, mfc=face, mec=DARK, mew=0.9, zorder=4)
-        ax.set_yticks(rows, [names[index] for index in order], fontsize=7.2)
+        ax.set_yticks(rows, [names[index] for index in order], fontsize=7.2, parse_math=False)
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
         ax.set(xlim=(-1.04, 1.04), ylim=(len(rows) - 0.4, -0.6))

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from persona_axis import _folds
 from persona_axis._axisfile import decode_metadata, encode_metadata
 from persona_axis._axisparts import as_float32, told_layers
-from persona_axis._safefile import read_safe, write_safe
+from persona_axis._safefile import read_safe, write_safe, wrong_format
 from persona_axis._traitsfile import CONVENTIONS, FORMAT, PLACES, check_traits
 from persona_axis.axis import FACTS, Axis
 from persona_axis.errors import AxisFileError, AxisMismatchError
@@ -118,8 +118,8 @@ class Traits:
     def load(cls, path: str | os.PathLike[str]) -> Traits:
         """Read and check a traits file. Raises `AxisFileError` naming the field that is wrong."""
         file = read_safe(path)
-        if file.metadata.get("format", "").startswith("persona-axis/"):
-            raise AxisFileError(f"{path}: is an axis file; `extract --traits` makes a traits file")
+        if (stated := file.metadata.get("format")) != FORMAT:  # before anything else that an axis file would lack
+            raise AxisFileError(f"{path}: {wrong_format(FORMAT, stated)}; `extract --traits` makes a traits file")
         if half := [name for name, dtype in file.dtypes.items() if dtype == "BF16"]:
             raise AxisFileError(f"{path}: {half[0]}: is bfloat16; a traits file holds float32")
         return cls(file.arrays, decode_metadata(str(path), file.metadata), str(path))

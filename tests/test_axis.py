@@ -554,7 +554,7 @@ class TestUse:
             ({"floor": "default_tokens:p1.2.3"}, "expected a number or"),
             ({"floor": "roles:p90", "ceiling": "roles:p10"}, "floor .* lies above ceiling"),
             ({"layers": [2, 3], "floor": 0}, r"layers \[3\]: the axis has layers 2, 4, 7"),
-            ({"layers": [], "floor": 0}, r"layers \[\]"),
+            ({"layers": [], "floor": 0}, r"layers=\[\]: expected a layer"),
             ({}, "needs a floor or a ceiling"),
         ],
     )

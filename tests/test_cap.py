@@ -261,8 +261,8 @@ class TestValue:
             ({"floor": 0, "layers": []}, "one or more"),
             ({"floor": 0, "layers": [1, 1]}, "different indices"),
             ({"floor": 0, "layers": [-1, 1]}, "counted from 0"),
-            ({"floor": 0, "layers": [0.5, 1]}, "integers"),
-            ({"floor": 0, "layers": 3}, "integers"),
+            ({"floor": 0, "layers": [0.5, 1]}, "expected a layer's number or a list"),
+            ({"floor": 0, "layers": "3"}, "expected a layer's number or a list"),
             ({"floor": 0, "direction": units(2, 8) * 2}, "row 0 has norm 2; rows must be unit"),
             ({"floor": 0, "direction": torch.zeros(2, 8)}, "norm 0"),
             ({"floor": 0, "direction": torch.full((2, 8), torch.nan)}, "norm nan"),
@@ -336,5 +336,5 @@ class TestFile:
 
     def test_an_axis_file_is_no_cap_file(self, tmp_path):
         Axis.from_direction(units(1, 8), layers=[0], metadata={"num_layers": 2}).save(tmp_path / "axis")
-        with pytest.raises(AxisFileError, match="format: expected 'persona-cap/1'"):
+        with pytest.raises(AxisFileError, match="format: expected 'persona-cap/1', .*; this is an axis file"):
             Cap.load(tmp_path / "axis")

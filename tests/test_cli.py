@@ -17,11 +17,12 @@ import chat_factory
 import click
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from command_line import Command, Ended, command_in
 from rich.console import Console
 
-from persona_axis import Axis, Cap, __version__
+from persona_axis import Axis, Cap, ChatModel, ModelError, __version__
 from persona_axis._progress import Display, clock
 from persona_axis.cli import app
 from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Progress, Rounded, Saved
@@ -372,6 +373,23 @@ def test_another_models_cap_is_refused(command: Command, cap_file: Path, axis_fi
         for flag, file in (("--cap", cap_file), ("--axis", axis_file)):
             ended = command("generate", f"./{name}", "--prompt", "hello", flag, file)
             assert ended.code == 1 and "made for another model" in ended.err and not ended.out
+
+
+def test_errors_name_the_flags_beside_pythons_names(command: Command, model: Path, cap_file: Path) -> None:
+    """Where an error tells what to pass, whoever reads it here has no `layers=`."""
+    wrong = command("generate", model, "--prompt", "a", "--stack", "model.blocks").err
+    assert "'model.blocks'" in wrong and "it has model.layers (4 x " in wrong and "=" not in wrong
+    cannot_tell, deaf = chat_factory.llama(layers=LAYERS), chat_factory.llama(layers=LAYERS)
+    cannot_tell.config.num_hidden_layers += 1
+    cannot_tell.model.extra = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    deaf.model.layers[1].forward = lambda hidden, **_: torch.zeros_like(hidden)
+    for loaded in (cannot_tell, deaf):
+        with pytest.raises(ModelError, match=r"--stack .*in Python layers="):
+            ChatModel.load(loaded, tokenizer=chat_factory.tokenizer())
+    chat_factory.llama(layers=LAYERS, hidden=HIDDEN, seed=1).save_pretrained("other")
+    chat_factory.tokenizer().save_pretrained("other")
+    other = command("generate", "other", "--prompt", "a", "--cap", cap_file)
+    assert "allow=(...), --allow on the command line" in other.err
 
 
 def test_a_deliberate_exception_is_allowed(command: Command, cap_file: Path) -> None:

@@ -12,9 +12,10 @@ import chat_factory
 import pytest
 from click.testing import CliRunner
 from command_line import Command, Ended, command_in
-from traits_factory import RECORDS, folds_of, traits_of
+from traits_factory import RECORDS, extracted, folds_of, traits_of
 
 from persona_axis.cli import app
+from persona_axis.errors import AxisFileError
 from persona_axis.traits import Traits
 
 SMALL = "--questions 8 --max-new-tokens 6 --min-accepted 3 --batch-size 32".split()
@@ -130,8 +131,36 @@ def test_errors_are_sentences(made: Made, command: Command, tmp_path: Path) -> N
     assert ended.code == 1 and "are of different models: " in ended.err
     assert "weights fingerprint is dddddddd" in ended.err
     ended = command("show", made.axis, "--traits", made.axis)
-    assert ended.code == 1 and "is an axis file; `extract --traits` makes a traits file" in ended.err
+    assert ended.code == 1 and "this is an axis file: AXIS of `persona-axis show`" in ended.err
+    assert "`extract --traits` makes a traits file" in ended.err
+    for name, *options in (
+        ("cap", "--floor", 1, "--out", "out"), ("export", "--format", "npy", "--out", "out"), ("drift",),
+        ("show", "--traits", made.traits),
+    ):  # fmt: skip
+        ended = command(name, made.traits, *options)
+        assert ended.code == 1 and "this is a traits file: `persona-axis show FILE`, or beside an axis" in ended.err
     assert command("show", made.axis, "--traits", other, "--allow", "weights", "--allow", "chat_template").code == 0
+
+
+def test_a_file_of_another_kind_is_not_replaced(made: Made, command: Command, tmp_path: Path) -> None:
+    extract = ("extract", made.model, "--probes", made.probes, *SMALL)
+    before = made.axis.read_bytes(), made.traits.read_bytes()
+    ended = command(*extract, "--traits", "--out", made.axis)
+    assert ended.code == 1 and f"{made.axis}: is an axis file, and a traits file would replace it" in ended.err
+    ended = command(*extract, *AXIS, "--out", made.traits)
+    assert ended.code == 1 and f"{made.traits}: is a traits file, and an axis file would replace it" in ended.err
+    assert (made.axis.read_bytes(), made.traits.read_bytes()) == before
+    (tmp_path / "notes").write_text("mine")
+    ended = command(*extract, "--traits", "--out", "notes")
+    assert ended.code == 1 and "notes: is there already, and a traits file would replace it" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]  # no run was begun
+    assert command(*extract, "--traits", "--out", made.traits).code == 0
+    assert Traits.load(made.traits).names == ("bright", "new", "friendly")
+
+
+def test_a_function_replaces_no_file_of_another_kind_either(made: Made) -> None:
+    with pytest.raises(AxisFileError, match="is an axis file, and a traits file would replace it"):
+        extracted(made.axis)
 
 
 def test_showing_traits_needs_no_torch(made: Made) -> None:

@@ -246,7 +246,7 @@ class TestRefused:
             ({"speakers": ("human",)}, "human"),
             ({"speakers": ()}, "expected some of"),
             ({"overflow": "truncate"}, "refuse or window"),
-            ({"layers": []}, "no layers to read"),
+            ({"layers": []}, "expected a layer's number or a list of one or more"),
         ],
     )
     def test_settings_are_refused_before_the_first_conversation(self, options: dict[str, Any], match: str) -> None:

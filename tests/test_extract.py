@@ -439,7 +439,7 @@ def test_presets() -> None:
         ({"prompts": 6}, "6 prompts asked for"),
         ({"layers": (3,)}, r"layers must be increasing indices from 0 to 2"),
         ({"layers": (1, 0)}, "increasing"),
-        ({"layers": ()}, "increasing"),
+        ({"layers": ()}, "expected a layer's number or a list of one or more"),
     ],
 )
 def test_plans_that_cannot_be(changes: dict[str, Any], match: str, tmp_path: Path) -> None:

@@ -27,14 +27,17 @@ from _mutants_headers import CANARY, KIND, gguf, npy, tensor
 from _mutants_safe import joined, parts
 from _mutants_zip import two_directories
 from _pickles import dictionary, integer, many, named, plain, program, storage, strided, with_program, word
+from _traits_used import traits_for
 from vectors_factory import axis_rows, capping, saved
 
 from persona_axis import Axis, Cap, PersonaAxisError
 from persona_axis._safefile import read_safe
 from persona_axis._tables import Output, show_axis
+from persona_axis._trait_tables import show_traits
 from persona_axis.calibration.units import Units
 from persona_axis.errors import LONGEST, AxisFileError, ExtractionError, VectorsError
 from persona_axis.extraction.store import RunStore
+from persona_axis.traits import Traits
 from persona_axis.vectors.reading import read
 
 ROWS = torch_bytes(axis_rows())
@@ -102,6 +105,12 @@ class TestSafetensors:
         with pytest.raises(AxisFileError, match="indices must rise"):
             Axis.load(path)
 
+    def test_layers_of_traits_whose_differences_wrap(self, path):
+        traits_for(axis(False)).save(path)
+        path.write_bytes(restated(path.read_bytes(), "layers", np.array([2, 2**62, 1 - 2**63, 0])))
+        with pytest.raises(AxisFileError, match="layers: expected rising indices"):
+            Traits.load(path)
+
     def test_quantiles_whose_differences_overflow(self, path, axis_file):
         table = np.repeat(np.array([[-3.3e38, 3.3e38]], np.float32), [50, 51], axis=1)
         path.write_bytes(restated(axis_file, "quantiles_roles", np.tile(table, (4, 1))))
@@ -165,6 +174,25 @@ def test_names_that_would_steer_a_terminal(path, axis_file):
     shown = output.file.getvalue()
     assert "[2Jgh[red]ost" in shown and "]0;titletiny" in shown
     assert shown.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [{"notes": json.dumps([[]] * 30_000)}, {"notes": json.dumps(["x" * 3_000_000])}, {"model": "y " * 2_000_000}],
+    ids=["30,000 notes", "a long note", "a long name"],
+)
+def test_what_is_too_much_for_a_terminal_is_cut(path, stated):
+    """A table of 30,000 notes took 3 s each time it was drawn; all of these load."""
+    output = Output(file=io.StringIO(), force_terminal=False, width=120)
+    for made, show in ((axis(False), lambda: show_axis(output, Axis.load(path))),
+                       (traits_for(axis(False)), lambda: show_traits(output, Traits.load(path)))):  # fmt: skip
+        made.save(path)
+        header, data = parts(path.read_bytes())
+        header["__metadata__"] |= stated
+        path.write_bytes(joined(header, data))
+        show()
+    shown = " ".join(output.file.getvalue().split())
+    assert len(shown) < 100_000 and shown.count("(29,950 more)") + shown.count("more characters)") == 2
 
 
 def test_an_error_keeps_both_ends_of_its_text():

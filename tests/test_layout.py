@@ -184,8 +184,10 @@ class TestTelling:
         assert find_stack(model).path == "model.layers"
 
     def test_a_wrong_name_shows_the_right_one(self, llama):
-        with pytest.raises(ResidualError, match=r"nothing at layers='model.blocks'.*it has model.layers \(4 x Llama"):
+        with pytest.raises(ResidualError, match=r"no list of layers at 'model.blocks'.*it has model.layers \(4 x Ll"):
             find_stack(llama, "model.blocks")
+        with pytest.raises(ResidualError, match=r"\[2, 3\] does not name the list of decoder layers: expected a text"):
+            find_stack(llama, [2, 3])
 
     def test_tied_weights_are_two_layers_and_a_shared_module_is_one(self, new_model):
         model = new_model("llama")

@@ -143,6 +143,14 @@ def test_few_roles_and_flat_values() -> None:
     png(plots.distributions({"x": (np.full(101, 2.0), np.full(101, 1.0))}))
 
 
+def test_names_are_no_mathematics() -> None:
+    """Dollar signs in a name would be typeset, and what is no formula would end the picture."""
+    names = ["a$b^$", "$x$ and $y", "$\\frac$", "$$"]
+    png(plots.trait_cosines(names, [0.1] * 4, [(-0.1, 0.3)] * 4, [0.05] * 4))
+    png(plots.ranking(names, range(4)))
+    png(plots.role_map([[float(i), 0.0] for i in range(4)], range(4), names, [2.0, 1.0]))
+
+
 def test_bad_shapes_are_named() -> None:
     with pytest.raises(ValueError, match="2 names"):
         plots.role_map([[0.0, 0.0]], [1.0], ["a", "b"], [0.0, 0.0])

@@ -67,7 +67,8 @@ class TestFinding:
             decoder_layers(transformers.T5ForConditionalGeneration(config))
 
     def test_nothing_that_looks_like_layers(self):
-        with pytest.raises(ResidualError, match="Linear.*no list of layers.*layers='model.layers'"):
+        told = "Linear.*no list of layers.*--stack model.layers, in Python layers='model.layers'"
+        with pytest.raises(ResidualError, match=told):
             decoder_layers(nn.Linear(2, 2))
 
     def test_several_lists_are_told_and_can_be_named(self):
@@ -96,7 +97,7 @@ class TestFinding:
         assert decoder_layers(model) == [layer, layer]
 
     def test_not_a_module(self):
-        with pytest.raises(ResidualError, match="got a str"):
+        with pytest.raises(ResidualError, match="expected a torch module, got 'llama'"):
             decoder_layers("llama")
 
     def test_no_hidden_size(self):

@@ -110,7 +110,8 @@ class TestLoading:
     def test_is_on_by_default_and_can_be_left_out(self):
         model = tiny.llama()
         model.model.layers[1].forward = lambda hidden, **_: torch.zeros_like(hidden)
-        with pytest.raises(ModelError, match=r"edit at layers \[0\] of model.layers.*check=False"):
+        told = r"edit at layers \[0\] of model.layers.*--stack NAME.*check=False, in Python only"
+        with pytest.raises(ModelError, match=told):
             ChatModel.load(model, tokenizer=tiny.tokenizer())
         chat = ChatModel.load(model, tokenizer=tiny.tokenizer(), check=False)
         assert chat.n_layers == 3

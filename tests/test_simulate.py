@@ -519,7 +519,7 @@ class TestRefused:
             simulate(chat, SCRIPTS, axis=axis)
         with pytest.raises(AxisMismatchError, match="architecture"):
             simulate(chat, SCRIPTS, axis.cap(1, floor=0.0), sampling=GREEDY)
-        with pytest.raises(DriftError, match="no layers"):
+        with pytest.raises(DriftError, match="expected a layer's number"):
             simulate(chat, SCRIPTS, axis=axis_for(chat), layers=[])
         with pytest.raises(AxisMismatchError, match="layer 9"):
             simulate(chat, SCRIPTS, axis=axis_for(chat), layers=[9])

@@ -370,6 +370,26 @@ def test_refusals_say_what_to_do(pair, monkeypatch, tmp_path):
         substrate.chat(pair.sight)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda it, **where: substrate.trajectory(it.chat, it.axis, TALK, **where),
+        lambda it, **where: substrate.generate(it.chat, CHATS, it.cap, GREEDY, **where),
+        lambda it, **where: substrate.extract(it.chat, tiny.probes(), options(), out="axis.safetensors", **where),
+    ],
+)
+def test_where_it_runs_is_said_once(pair, monkeypatch, tmp_path, call):
+    monkeypatch.chdir(tmp_path)
+    for where in (True, "local", object()):
+        with pytest.raises(ModelError, match=r"remote=.* beside a chat that was made with remote=False: .*chat"):
+            call(pair, remote=where)
+    assert not list(tmp_path.iterdir())
+    rehearsed = substrate.chat(pair.sight, remote="local", check=False)
+    with pytest.raises(ModelError, match="remote=True beside a chat that was made with remote='local'"):
+        substrate.trajectory(rehearsed, pair.axis, TALK, remote=True)
+    assert len(substrate.trajectory(rehearsed, pair.axis, TALK, remote="local"))  # saying it again is no harm
+
+
 def test_lost_steps_are_no_means(pair, monkeypatch):
     drawn = pair.chat.drawn
 

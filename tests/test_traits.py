@@ -202,9 +202,28 @@ def test_traits_without_enough_replies_are_left_out_and_named(tmp_path: Path) ->
     assert found.names == ("new", "friendly") and found.arrays["folds"].shape[1] == 8
     assert list(found.metadata["traits_below"]) == ["bright"] and found.metadata["traits_below"]["bright"][1] > 3
     assert any("1 traits have no vector" in note for note in found.metadata["notes"])
-    every = replace(SMALL, min_accepted=100)
-    with pytest.raises(ExtractionError, match="no trait has 100 accepted replies of each pole"):
-        extract_traits(tiny.chat(), tiny.probes(), TRAITS, every, out=tmp_path / "t", judge=NoDark())
+
+
+def test_no_trait_with_enough_replies_is_told_at_the_end(tmp_path: Path) -> None:
+    class NoNegative:
+        name = "no negative"
+
+        def score(self, rollouts: Sequence[Judged]) -> list[int]:
+            return [0 if " - " in r.role else 3 for r in rollouts]
+
+    with pytest.raises(ExtractionError, match="no trait has 3 accepted replies of each pole"):
+        extract_traits(tiny.chat(), tiny.probes(), TRAITS, SMALL, out=tmp_path / "t", judge=NoNegative())
+
+
+def test_a_plan_too_small_for_any_trait_is_told_before_anything_is_drawn(tmp_path: Path) -> None:
+    """2 instructions x 8 questions are 16 replies a pole: 17 cannot be had, 16 can."""
+    too_many = replace(SMALL, min_accepted=17)
+    heard: list[events.Event] = []
+    with pytest.raises(ExtractionError, match=r"min_accepted=17, but a pole .* only 16 replies .* to 16 or less"):
+        extract_traits(tiny.chat(), tiny.probes(), TRAITS, too_many, out=tmp_path / "t", progress=heard.append)
+    assert not heard and not list(tmp_path.iterdir())
+    just = replace(SMALL, min_accepted=16)
+    assert extract_traits(tiny.chat(), tiny.probes(), TRAITS[:1], just, out=tmp_path / "t").names == ("bright",)
 
 
 def test_roles_are_not_counted_off(tmp_path: Path) -> None:
@@ -377,7 +396,7 @@ def stated(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, str]], N
         (stated("hidden_size", "-1"), "hidden_size: expected a positive integer"),
         (lambda t, m: m.pop("judge"), "judge: missing"),
         (stated("weights_sha256", ""), "weights_sha256: is empty"),
-        (stated("format", "persona-axis/1"), "is an axis file"),
+        (stated("format", "persona-axis/1"), "format: expected .*; this is an axis file: .* makes a traits file"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, change: Any, said: str) -> None:

@@ -139,6 +139,7 @@ USAGE = {
     "over itself": ["import", "v.pt", "--model", "./tiny", "--out", "v.pt"],
     "no format": ["export", "axis", "--out", "x"],
     "export over itself": ["export", "axis", "--format", "npy", "--out", "axis"],
+    "export over what is read": ["export", "cap", "--format", "gguf", "--axis", "axis", "--out", "./axis"],
     "layers of npy": ["export", "axis", "--format", "npy", "--layers", "1", "--out", "x"],
     "axis of an axis": ["export", "axis", "--format", "gguf", "--axis", "axis", "--out", "x"],
     "npy of a cap": ["export", "cap", "--format", "npy", "--out", "x"],

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from traits_factory import folds_of, traits_of
 from vectors_factory import (
     HIDDEN,
     LAYERS,
@@ -162,8 +163,31 @@ class TestPickles:
                 read(path)
         with pytest.raises(VectorsError, match=r"wants torch\.nn\.modules\.linear\.Linear"):
             read(saved(tmp_path / "module.pt", torch.nn.Linear(2, 2)))
-        with pytest.raises(VectorsError, match=r"wants numpy\S*\.scalar"):
-            read(saved(tmp_path / "numpy.pt", {"axis": axis_rows(), "metadata": {"x": np.float64(1)}}))
+
+    @pytest.mark.parametrize(
+        ("held", "says"),
+        [
+            ({"axis": axis_rows(), "metadata": {"x": np.float64(1)}}, "'x' holds a numpy number"),
+            ({"axis": axis_rows(), "metadata": {"a": {}, "b": "c", "x": np.int64(1), "d": 1}}, "'x' holds a numpy nu"),
+            ({"axis": axis_rows(), "metadata": {"x": ["y", {}, np.float32(1)], "d": 1}}, "'x' holds a numpy number"),
+            ({"axis": axis_rows(), "metadata": {"x": [np.float32(1)]}}, "'x' holds a numpy number"),
+            ({"axis": axis_rows(), "metadata": {"x": (1, 2, "y", np.float32(1))}}, "'x' holds a numpy number"),
+            ({"axis": axis_rows(), "metadata": {7: {"y": 1}, 8: np.float32(1)}}, "'8' holds a numpy number"),
+            ({"axis": axis_rows().numpy()}, "'axis' holds a numpy array, .* torch.from_numpy"),
+            ({"axis": axis_rows(), "metadata": {"x": Path("y")}}, "'x' wants pathlib"),
+            (np.float64(1), "it holds a numpy number, .* with .item"),
+            ([Path("y")], r"list\.pt: wants pathlib"),
+        ],
+    )
+    def test_the_key_is_named_that_holds_an_object(self, tmp_path, held, says):
+        with pytest.raises(VectorsError, match=says):
+            read(saved(tmp_path / "list.pt", held))
+
+    @pytest.mark.parametrize("protocol", [3, 4, 5])
+    def test_other_protocols_are_named(self, tmp_path, protocol):
+        path = saved(tmp_path / "p.pt", axis_rows(), pickle_protocol=protocol)
+        with pytest.raises(VectorsError, match=f"saved with pickle protocol {protocol}; only 2 is read"):
+            read(path)
 
     @pytest.mark.parametrize("protocol", [2, 4])
     def test_bare_pickles_are_named_and_not_read(self, tmp_path, protocol):
@@ -190,9 +214,14 @@ class TestPickles:
             read(tmp_path / "z.pt")
 
     def test_archives_of_something_else(self, tmp_path):
-        np.savez(tmp_path / "a.npz", rows=axis_rows().numpy())
+        for save in (np.savez, np.savez_compressed):
+            save(tmp_path / "a.npz", rows=axis_rows().numpy(), more=np.ones(3))
+            with pytest.raises(VectorsError, match=r"is an .npz archive of 2 arrays, rows.npy, more.npy: save the one"):
+                read(tmp_path / "a.npz")
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("notes", b"text")
         with pytest.raises(VectorsError, match="damaged, or not written by torch.save"):
-            read(tmp_path / "a.npz")
+            read(tmp_path / "a.zip")
 
 
 NOT_VECTORS = {
@@ -317,7 +346,8 @@ def test_files_of_ours_and_of_nobody(tmp_path):
     rows = torch.nn.functional.normalize(axis_rows(), dim=1)
     Axis.from_direction(rows, layers=range(4), metadata={"num_layers": 4}).save(tmp_path / "axis")
     Cap(rows[:1], [0], 1.0).save(tmp_path / "cap")
-    for name in ("axis", "cap"):
+    traits_of(folds_of()).save(tmp_path / "traits")
+    for name in ("axis", "cap", "traits"):
         with pytest.raises(VectorsError, match=f"is a persona-{name} file already"):
             read(tmp_path / name)
     (tmp_path / "notes").write_text("these are notes, and no vectors at all")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from persona_axis._asked import layers_of, require, whole
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.sampling import Sampling
@@ -38,16 +39,16 @@ class Options:
 
     def __post_init__(self) -> None:
         least = {"prompts": 1, "questions": 2, "default_samples": 1, "min_accepted": 1, "calibration": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ExtractionError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        if self.roles is not None and self.roles < 2:
-            raise ExtractionError(f"roles must be at least 2 (a space of roles needs two), got {self.roles}")
-        if not 0 < self.precision <= 1:
+        for name, bound in {**least, "seed": 0, "roles": 2, "batch_size": 1}.items():
+            if name in least or name == "seed" or getattr(self, name) is not None:
+                whole(name, getattr(self, name), ExtractionError, bound)
+        if not isinstance(self.precision, (int, float)) or not 0 < self.precision <= 1:
             raise ExtractionError(f"precision must lie in (0, 1], 1 for the whole plan, got {self.precision}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ExtractionError(f"batch_size must be at least 1, got {self.batch_size}")
-        if not set(self.accept) <= {0, 1, 2, 3} or not self.accept:
+        require("sampling", self.sampling, Sampling)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", layers_of(self.layers, ExtractionError))
+        accept = self.accept if isinstance(self.accept, Collection) else ()
+        if not accept or any(score not in (0, 1, 2, 3) for score in accept):
             raise ExtractionError(f"accept must name scores from 0 to 3, got {self.accept!r}")
 
     @classmethod

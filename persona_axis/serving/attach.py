@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from persona_axis._acting import Place, places
 from persona_axis._arithmetic import clamped, projected
+from persona_axis._asked import require
 from persona_axis._layout import find_stack, owners
 from persona_axis.cap import Cap, HeldCap
 from persona_axis.errors import CapError
@@ -42,6 +43,7 @@ def attach(
     then. Later on a run that misses a layer is a `CapError` of the model's call. One case cannot be seen: a function
     of yours that was compiled around the model, and called, before this.
     """
+    require("cap", cap, Cap)
     cap.require(model, template, allow, stack)
     require_one_bound(cap)
     found = find_stack(model, stack)

@@ -13,6 +13,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from persona_axis._acting import place_of
+from persona_axis._asked import require, shown, whole
 from persona_axis._layout import find_stack, hidden_size, text_config
 from persona_axis.cap import Cap
 from persona_axis.chat import ChatModel
@@ -34,6 +35,7 @@ class NNsightChat(ChatModel):
 
     def __init__(self, sight: Any, *, remote: Any = False, layers: str | None = None) -> None:
         self.sight = checked(sight)
+        self.remote = remote
         self.where = _where(remote)
         self.away = remote not in (False, "local")
         if not self.away:
@@ -89,12 +91,13 @@ class NNsightChat(ChatModel):
         extra_tokens: int = 0,
     ) -> tuple[list[list[int]], Any, int]:
         """Replies to encoded prompts, what `inside` found, and how many passes the generation took."""
+        require("sampling", sampling, Sampling)
         batch = self.pad_left(prompts)
         asked = {"input_ids": batch.ids, "attention_mask": batch.mask}
         config = sampling.config(self.stop_ids, self.pad_id, extra_tokens)
         for name, value in (_NEUTRAL if self.away else {}).items():
             setattr(config, name, value)
-        processors = LogitsProcessorList([Packed(p) for p in sampling.processors(seed)])
+        processors = LogitsProcessorList([Packed(p) for p in sampling.processors(whole("seed", seed))])
         how = {"generation_config": config, "logits_processor": processors, **self.where}
         model = self.sight
         found = None
@@ -144,7 +147,7 @@ def checked(sight: Any) -> Any:
     except ImportError as error:
         raise ModelError(INSTALL) from error
     if not isinstance(sight, TransformersModel):
-        raise ModelError(f"expected nnsight's TransformersModel, got a {type(sight).__name__}")
+        raise ModelError(f"expected nnsight's TransformersModel, got {shown(sight)}")
     return sight
 
 
@@ -164,7 +167,8 @@ def require_here(
     `AxisMismatchError`.
     """
     if isinstance(asked, NNsightChat):
-        sight, template, stack, allow = asked.sight, asked.template.source, asked.layers, asked.allowed(stated, allow)
+        sight, template, allow = asked.sight, asked.template.source, asked.allowed(stated, allow)
+        stack = asked.layers if stack is None else stack
     else:
         sight = checked(asked)
         template = sight.tokenizer
@@ -181,6 +185,7 @@ def require_here(
 
 def held(asked: Any, cap: Cap, allow: Collection[str], stack: str | None = None) -> Held:
     """A cap for one block, checked against the model as `Cap.on` checks it."""
+    require("cap", cap, Cap)
     sight, layers = require_here(cap.facts, asked, allow, stack)
     model = sight._module
     if hidden_size(model) != cap.direction.shape[1]:
@@ -197,6 +202,10 @@ def held(asked: Any, cap: Cap, allow: Collection[str], stack: str | None = None)
 def _where(remote: Any) -> dict[str, Any]:
     """What a trace is told about where to run: False here, True or an address on a server, or a nnsight backend."""
     if not isinstance(remote, bool | str):
+        if not callable(remote):
+            raise ModelError(
+                f"remote={shown(remote)}: expected True, False, 'local', an address or a backend of nnsight"
+            )
         return {"backend": remote}
     if remote in (False, "local"):
         return {"remote": remote} if remote else {}

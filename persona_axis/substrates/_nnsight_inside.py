@@ -14,7 +14,7 @@ from torch import Tensor
 
 from persona_axis._acting import Edit
 from persona_axis._arithmetic import projected
-from persona_axis.errors import CapError
+from persona_axis.errors import CapError, DriftError, ResidualError
 from persona_axis.extraction.means import Sums
 from persona_axis.residual import hidden_in
 from persona_axis.substrates._nnsight_travel import Travelling
@@ -44,9 +44,9 @@ class Held(Travelling):
 
     def at(self, layer: int) -> dict[int, int]:
         """Act at one layer, after whatever the block has done to it and before whatever it does next."""
-        if layer not in self.edits:
+        if layer not in list(self.edits):
             raise CapError(f"the cap has no layer {layer}, only {list(self.edits)}")
-        output = self.layers[layer].output
+        output = _output(self.layers[layer])
         edited = self.edits[layer](hidden_in(output, layer))
         self.layers[layer].output = edited if isinstance(output, Tensor) else type(output)((edited, *output[1:]))
         self.acted[layer] += 1
@@ -75,12 +75,15 @@ class Held(Travelling):
 
         A generation of n new tokens is n passes. Raises `CapError` that names the layers.
         """
+        if not isinstance(acted, Mapping):
+            raise CapError(f"acted: expected what held() gave in the block, saved; got a {type(acted).__name__}")
         self.acted = dict.fromkeys(self.layers, 0)
         wrong = {layer: acted.get(layer, 0) for layer in self.layers if acted.get(layer, 0) != runs}
         if wrong:
             raise CapError(
                 f"the cap on layers {list(self.layers)} did not act in each of {runs} passes: it acted {wrong} times, "
-                "by layer. Call it once in every step, where none of its layers has run yet"
+                "by layer. Call it once in every step, where none of its layers has run yet, and say by runs= how many "
+                "passes there were: in a generation one for each new token, fewer if replies end early (min_new_tokens)"
             )
 
 
@@ -114,7 +117,9 @@ class Gauge(Travelling):
 
     def at(self, layer: int) -> Tensor:
         """Projections [batch, seq] at one layer, of what the block has made of it so far."""
-        hidden = hidden_in(self.layers[layer].output, layer)
+        if layer not in list(self.directions):
+            raise DriftError(f"the gauge has no layer {layer}, only {list(self.directions)}")
+        hidden = hidden_in(_output(self.layers[layer]), layer)
         return projected(hidden.detach(), self.directions[layer].to(hidden.device))
 
 
@@ -145,6 +150,17 @@ class Means(Travelling):
         if (total := self.sums.total()) is not None:
             found["sums"], found["norms"] = total
         return found
+
+
+def _output(envoy: Any) -> Any:
+    try:
+        return envoy.output
+    except ValueError as error:
+        if "outside of interleaving" not in str(error):
+            raise
+        raise ResidualError(
+            f"{error}: it is called inside a block, `with model.trace(...):` or `with model.generate(...):`"
+        ) from error
 
 
 def _to_the_end(step: Callable[[], object]) -> None:

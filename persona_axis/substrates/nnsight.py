@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from persona_axis import drift
+from persona_axis._asked import layers_of, require
 from persona_axis.axis import Axis
 from persona_axis.cap import Cap
+from persona_axis.errors import DriftError, ModelError
 from persona_axis.extract import Extraction, Listener, Options
 from persona_axis.extract import extract as _extract
 from persona_axis.extraction.events import silent
@@ -54,9 +56,10 @@ def chat(model: Any, *, remote: Any = False, layers: str | None = None, check: b
     """A nnsight `TransformersModel` as `trajectory`, `extract` and `generate` ask it; make it once for many calls.
 
     `remote` True runs every pass on the NDIF service, "local" sends nothing and goes through nnsight's rehearsal of
-    it; a nnsight backend is taken too. With `remote` True one small request asks for the weights' fingerprint. `layers`
-    names the list of decoder layers where it cannot be found; `check` runs `ChatModel.check` where the
-    weights are here. Raises `ModelError` in one sentence for a missing key, tokenizer or package.
+    it; a nnsight backend is taken too. Later calls run where this one says. With `remote` True one small request asks
+    for the weights' fingerprint. `layers` names the list of decoder layers where it cannot be found; `check` runs
+    `ChatModel.check` where the weights are here. Raises `ModelError` in one sentence for a missing key, tokenizer or
+    package.
     """
     made = NNsightChat(model, remote=remote, layers=layers)
     if check and not made.away:
@@ -89,15 +92,19 @@ def capped(model: Any, cap: Cap, *, allow: Collection[str] = (), stack: str | No
 
 
 def gauge(
-    model: Any, axis: Axis, layers: Iterable[int] | None = None, *, held: Held | None = None,
+    model: Any, axis: Axis, layers: Iterable[int] | int | None = None, *, held: Held | None = None,
     allow: Collection[str] = (), stack: str | None = None,
 ) -> Gauge:  # fmt: skip
     """Projections on `axis` inside a block: `gauge()` gives [layers, batch, seq], `gauge.at(layer)` [batch, seq].
 
     `layers` are all of the axis unless given. `held` acts on the way, each layer read before and after it.
+    Raises `AxisMismatchError` for another model and for layers that the axis does not have, `DriftError` for none.
     """
+    require("axis", axis, Axis)
+    if held is not None:
+        require("held", held, Held)
     _, envoys = require_here(axis.facts, model, allow, stack)
-    wanted = axis.layers if layers is None else sorted(set(layers))
+    wanted = axis.layers if layers is None else sorted(set(layers_of(layers, DriftError)))
     return Gauge(envoys, {layer: axis.direction[axis.row(layer)] for layer in wanted}, held)
 
 
@@ -118,6 +125,7 @@ def trajectory(
 
     `model` is a `TransformersModel` or what `chat` made of one; `lever` is a cap, if any. Only projections come back.
     """
+    require("axis", axis, Axis)
     asked = _chat(model, remote)
     allow = asked.allowed(axis.facts, allow)
     return drift.trajectory(
@@ -172,4 +180,11 @@ def generate(
 
 
 def _chat(model: Any, remote: Any) -> NNsightChat:
-    return model if isinstance(model, NNsightChat) else chat(model, remote=remote)
+    if not isinstance(model, NNsightChat):
+        return chat(model, remote=remote)
+    if remote is not False and remote != model.remote:  # whoever believes it runs elsewhere must not run here
+        raise ModelError(
+            f"remote={remote!r:.60} beside a chat that was made with remote={model.remote!r:.60}: where it runs is "
+            "said once, when it is made: pass chat(model, remote=...) and leave remote out of this call"
+        )
+    return model

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from persona_axis._acting import Edit, places
+from persona_axis._asked import layers_of, require, shown
 from persona_axis._layout import find_stack
 from persona_axis.axis import Axis
 from persona_axis.cap import Cap
-from persona_axis.errors import DriftError, ModelError
+from persona_axis.errors import ArgumentError, DriftError, ModelError
 
 if TYPE_CHECKING:
     from persona_axis.chat import ChatModel
@@ -48,7 +49,7 @@ def chat_model(bridge: Any, *, layers: str | None = None, check: bool = True) ->
 
 
 def projections(
-    cache: Mapping[str, Tensor], axis: Axis, layers: Iterable[int] | None = None, *, allow: Collection[str] = ()
+    cache: Mapping[str, Tensor], axis: Axis, layers: Iterable[int] | int | None = None, *, allow: Collection[str] = ()
 ) -> dict[int, Tensor]:
     """<h, axis> of each token in an `ActivationCache`, by layer: [batch, position], or [position] without a batch.
 
@@ -56,14 +57,17 @@ def projections(
     the axis (`allow`: deliberate differences). Raises `AxisMismatchError`, `ModelError`, and `DriftError` for layers
     that the cache does not hold.
     """
+    require("axis", axis, Axis)
+    if not isinstance(cache, Mapping) and not hasattr(cache, "cache_dict"):
+        raise ArgumentError(f"cache: expected the second thing that run_with_cache gives, got {shown(cache)}")
     bridge = getattr(cache, "model", None)
     if bridge is not None:
         axis.require(_inside(bridge), bridge.tokenizer, allow)
     held = {layer: name for layer in axis.layers if (name := f"blocks.{layer}.hook_out") in cache}
-    wanted = list(held) if layers is None else list(layers)
+    wanted = tuple(held) if layers is None else layers_of(layers, DriftError)
     if not wanted or any(layer not in held for layer in wanted):
         raise DriftError(
-            f"asked for layers {wanted or list(axis.layers)}: of the axis' layers the cache holds {list(held)} "
+            f"asked for layers {list(wanted or axis.layers)}: of the axis' layers the cache holds {list(held)} "
             "(hook points blocks.N.hook_out)"
         )
     return {layer: axis.project(cache[held[layer]], layer) for layer in wanted}
@@ -75,6 +79,7 @@ def cap_hooks(cap: Cap, bridge: Any, *, allow: Collection[str] = ()) -> list[Hoo
     The same checks as `Cap.on` and the same arithmetic; but whoever adds hooks may also drop them, and nothing tells:
     `capping` does. Raises `AxisMismatchError`, `CapMismatchError`, `CapError`, `ModelError`.
     """
+    require("cap", cap, Cap)
     model = _inside(bridge)
     cap.require(model, bridge.tokenizer, allow)
     blocks: Any = find_stack(model).layers
@@ -90,6 +95,7 @@ def capping(bridge: Any, cap: Cap, *, allow: Collection[str] = ()) -> AbstractCo
     cap leaves. It is none of the bridge's own hooks: `reset_hooks` does not take it away. On leaving, a cap that cannot
     be shown to have acted at all its layers is a `CapError`. Raises what `Cap.on` raises, and `ModelError`.
     """
+    require("cap", cap, Cap)
     return cap.on(_inside(bridge), bridge.tokenizer, allow)
 
 
@@ -109,7 +115,7 @@ def _inside(bridge: Any) -> Any:
     except ImportError:
         raise ModelError('bridges come from TransformerLens 4: pip install "persona-axis[lens]"') from None
     if not isinstance(bridge, TransformerBridge):
-        raise ModelError(f"expected a TransformerBridge, got a {type(bridge).__name__}")
+        raise ModelError(f"expected a TransformerBridge, got {shown(bridge)}")
     # Centring the weights that write to the stream moves it, folding changes what the fingerprint is made of.
     if getattr(bridge, "_weights_processed", bridge.compatibility_mode):
         raise ModelError(

@@ -28,7 +28,7 @@ def found_in_npy(where: str, raw: bytes) -> Found:
 def found_in_safe(where: str, file: SafeFile) -> Found:
     """One tensor [layers, hidden] or [hidden], or vectors named by a number each. Raises `VectorsError`."""
     stated = file.metadata.get("format", "")
-    if stated.startswith(("persona-axis/", "persona-cap/")):
+    if stated.startswith(("persona-axis/", "persona-cap/", "persona-traits/")):
         raise VectorsError(f"{where}: is a {stated.partition('/')[0]} file already; there is nothing to import")
     if not file.arrays:
         raise VectorsError(f"{where}: holds no tensors")

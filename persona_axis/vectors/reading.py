@@ -7,6 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from persona_axis._plainfile import read_file
 from persona_axis._safefile import read_safe
 from persona_axis.axis import Axis
 from persona_axis.errors import AxisFileError, VectorsError
@@ -34,7 +35,7 @@ def read(path: str | os.PathLike[str], default: str | os.PathLike[str] | None = 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """A file's content. Raises `VectorsError`."""
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as error:
         raise VectorsError(f"{path}: cannot be read: {error.strerror or error}") from None
 

@@ -69,6 +69,11 @@ def _stored(where: str, raw: bytes) -> zipfile.ZipFile:
     except Exception as error:
         raise VectorsError(f"{where}: truncated or damaged: {_first_line(error)}") from None
     entries = archive.infolist()
+    if arrays := [entry.filename for entry in entries if entry.filename.endswith(".npy")]:
+        raise VectorsError(
+            f"{where}: is an .npz archive of {len(arrays)} arrays, {', '.join(name[:40] for name in arrays[:5])}: "
+            "save the one that holds the vectors by itself, numpy.save('vectors.npy', held['NAME'])"
+        )
     packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
     if packed or sum(entry.file_size for entry in entries) > len(raw):
         raise VectorsError(f"{where}: holds compressed or overlapping entries, which torch.save does not write")

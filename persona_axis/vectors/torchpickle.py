@@ -30,6 +30,14 @@ _STORAGES = {
 _DICTIONARY, _SIZE = "collections.OrderedDict", "torch.Size"
 _TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
 _CALLED = (_DICTIONARY, _SIZE, _TENSOR, _PARAMETER)
+_NUMPY = {
+    f"numpy.{core}.multiarray.{name}": told
+    for core in ("core", "_core")
+    for name, told in {
+        "scalar": ("number", "turn it into a plain one with .item()"),
+        "_reconstruct": ("array", "turn it into a tensor with torch.from_numpy or leave it out"),
+    }.items()
+}
 _SHARED = 4
 """How many times the file's size its tensors may claim together: views of one storage are common, thousands are not."""
 _MOST_SIDES, _LARGEST = 8, 2**62
@@ -72,7 +80,12 @@ class Walk:
         stack = self._stack
         match operation:
             case "PROTO":
-                pass
+                if argument > 2:
+                    raise VectorsError(
+                        f"{self.where}: was saved with pickle protocol {argument}; only 2 is read, which torch.save "
+                        "takes unless told otherwise: load it where you trust it, and save it again without "
+                        "pickle_protocol"
+                    )
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 stack.append(argument)
             case "BINUNICODE":
@@ -145,9 +158,16 @@ class Walk:
         dtype = name.startswith("torch.") and isinstance(getattr(torch, name[6:], None), torch.dtype)
         if dtype or name in _STORAGES or name in _CALLED:
             return Name(name)
+        at = self._key()
+        if name in _NUMPY:
+            what, instead = _NUMPY[name]
+            raise VectorsError(
+                f"{self.where}: {at or 'it'} holds a numpy {what}, which only running the file's program would make: "
+                f"load it where you trust it, {instead}, and save it again"
+            )
         raise VectorsError(
-            f"{self.where}: wants {name[:200]}, which is more than tensors, numbers and texts: it is not read, since "
-            f"that could run anything; {PLAIN}"
+            f"{self.where}: {at and f'{at} '}wants {name[:200]}, which is more than tensors, numbers and texts: it is "
+            f"not read, since that could run anything; {PLAIN}"
         )
 
     def _stored(self, told: Any) -> _Storage:
@@ -162,6 +182,17 @@ class Walk:
         if held.dtype != dtype or held.numel() != count:
             raise ValueError(f"storage {key[:60]!r} holds {held.numel()} {held.dtype}, not {count} {dtype}"[:200])
         return self._storages[key]
+
+    def _key(self) -> str:
+        """The key whose value is being made, quoted; "" where there is none."""
+        levels = [[], *self._marked, self._stack]
+        for before, level in zip(levels[-2::-1], levels[:0:-1], strict=True):
+            if before and type(before[-1]) is not dict:  # items of a list or of a tuple, which lies under a key itself
+                continue
+            key = next((item for item in reversed(level) if type(item) is not list), None)
+            if type(key) in (str, int):
+                return repr(str(key)[:60])
+        return ""
 
     def _made(self, name: Any, arguments: Any) -> Any:
         match name, arguments:
