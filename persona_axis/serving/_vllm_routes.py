@@ -77,7 +77,7 @@ class Routes:
                 raise HTTPException(409, f"the cap stays as it is: {problems[0]}")
             await self.engine.pause_generation(mode="keep", clear_cache=False)
             try:
-                changed = await self._all_workers("persona_axis_change", body.cap)
+                changed = await self._all_workers("persona_axis_change", body.cap, key)
                 # Requests on the way too: what they have read so far was computed under the old cap.
                 if not await self.engine.reset_prefix_cache(reset_running_requests=True):
                     raise HTTPException(503, "the engine did not drop its prefix cache")

@@ -37,6 +37,8 @@ class LayerFigures:
     """Mean absolute distance that the capped ones were moved, in units of the residual stream; 0 when none was."""
     percentiles: dict[int, float]
     """Percentiles of the projections as they reached the cap, to 2% of their size; empty before the first token."""
+    not_finite: int = 0
+    """Tokens whose projection was NaN or infinite; they are in none of the other figures but `tokens`."""
 
 
 class Figures:
@@ -73,6 +75,7 @@ class Figures:
             # Sums over months of blocks: float32 would stop growing.
             exact = torch.float32 if device.type == "mps" else torch.float64
             self._capped = torch.zeros(layers, dtype=torch.int64, device=device)
+            self._lost = torch.zeros(layers, dtype=torch.int64, device=device)
             self._moved = torch.zeros(layers, dtype=exact, device=device)
             self._bins = torch.zeros(layers * _BINS, dtype=torch.int64, device=device)
             self._row = torch.arange(layers, device=device).unsqueeze(1) * _BINS
@@ -82,9 +85,10 @@ class Figures:
         with self._lock:
             self._count()
             tokens, capped, moved = self._tokens, self._capped.tolist(), self._moved.tolist()
+            lost = self._lost.tolist()
             bins = self._bins.view(len(self.layers), _BINS).cpu()
         return [
-            LayerFigures(layer, tokens, capped[i], moved[i] / max(capped[i], 1), _percentiles(bins[i]))
+            LayerFigures(layer, tokens, capped[i], moved[i] / max(capped[i], 1), _percentiles(bins[i]), lost[i])
             for i, layer in enumerate(self.layers)
         ]
 
@@ -96,12 +100,14 @@ class Figures:
         device, layers = self._floor.device, len(self.layers)
         with torch.no_grad():
             seen = torch.cat([step.reshape(layers, -1) for step in steps], 1).to(device)
-            way = correction(seen, self._floor, self._ceiling)
+            finite = seen.isfinite()
+            way = torch.where(finite, correction(seen, self._floor, self._ceiling), 0)
             self._tokens += seen.shape[1]
+            self._lost += (~finite).sum(1)
             self._capped += (way != 0).sum(1)
             self._moved += way.abs().sum(1)
-            place = torch.asinh(seen / _FINE).nan_to_num(nan=_REACH).add(_REACH).mul(_BINS / (2 * _REACH))
-            index = (place.long().clamp(0, _BINS - 1) + self._row).flatten()
+            place = torch.asinh(seen / _FINE).nan_to_num().add(_REACH).mul(_BINS / (2 * _REACH))
+            index = (place.long().clamp(0, _BINS - 1) + self._row)[finite]
             self._bins += torch.bincount(index, minlength=len(self._bins))
 
 
@@ -129,6 +135,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     kinds = (
         ("tokens", "tokens", "counter", "Tokens that ran through a capped layer."),
         ("capped_tokens", "capped", "counter", "Tokens whose projection lay outside the bounds."),
+        ("not_finite_tokens", "not_finite", "counter", "Tokens whose projection was NaN or infinite."),
         ("mean_correction", "mean_correction", "gauge", "Mean distance that capped tokens were moved."),
     )
     for name, key, kind, text in kinds:

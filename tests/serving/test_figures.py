@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -139,3 +140,14 @@ def test_prometheus_reads_them() -> None:
     assert found["persona_axis_capped_tokens_total", "7", None] == 0
     assert found["persona_axis_mean_correction", "4", None] == 2
     assert found["persona_axis_projection", "4", "50"] == pytest.approx(1, rel=0.02)
+
+
+def test_what_is_not_finite_is_counted_apart_and_spoils_nothing() -> None:
+    seen = torch.tensor([[0.0, math.nan, 5.0, -math.inf], [1.0, 1.0, math.inf, 1.0]])
+    figures = figures_of(seen, torch.tensor([3.0, 3.0]), parts=2)
+    low, high = figures.read()
+    assert (low.tokens, low.not_finite, low.capped, low.mean_correction) == (4, 2, 1, 3.0)
+    assert (high.tokens, high.not_finite, high.capped, high.mean_correction) == (4, 1, 3, 2.0)
+    assert low.percentiles[1] == pytest.approx(0, abs=0.01) and low.percentiles[99] == pytest.approx(5, rel=0.02)
+    json.dumps(as_json(figures.read()), allow_nan=False)
+    assert 'persona_axis_not_finite_tokens_total{layer="4"} 2' in prometheus(as_json(figures.read()))
