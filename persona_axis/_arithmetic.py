@@ -49,6 +49,7 @@ def clamped(
     floor: Bound = None,
     ceiling: Bound = None,
     push: Tensor | None = None,
+    seen: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Hidden states [..., hidden], their projection on `direction` [hidden] brought into [floor, ceiling].
 
@@ -58,7 +59,7 @@ def clamped(
     most u * sum_i |direction_i * result_i|, u being half the dtype's eps, beside float32's own rounding of the sums.
     A projection that is not a number stays one.
     On a CPU, large `hidden` of which no row is outside is returned itself. `push` is `pushing(direction)`, if the
-    caller has it at hand.
+    caller has it at hand. `seen` is handed the projections before the edit: [..., 1], or [rows, 1] of each block.
     """
     work = working_dtype(hidden.dtype)
     push = _as(pushing(direction) if push is None else push, work)
@@ -66,9 +67,9 @@ def clamped(
     low, high = _as_bound(floor, work), _as_bound(ceiling, work)
     if not _worth_blocks(hidden):
         wide = _as(hidden, work)
-        return _as(torch.addcmul(wide, _way(wide, direction, low, high), push), hidden.dtype)
+        return _as(torch.addcmul(wide, _way(wide, direction, low, high, seen), push), hidden.dtype)
     low, high = _by_row(low, hidden), _by_row(high, hidden)
-    return _in_blocks(hidden, push, lambda wide, at: _way(wide, direction, _rows(low, at), _rows(high, at)))
+    return _in_blocks(hidden, push, lambda wide, at: _way(wide, direction, _rows(low, at), _rows(high, at), seen))
 
 
 def pushing(direction: Tensor) -> Tensor:
@@ -89,9 +90,14 @@ def correction(projection: Tensor, floor: Bound, ceiling: Bound) -> Tensor:
     return up if up is not None else down if down is not None else torch.zeros_like(projection)
 
 
-def _way(wide: Tensor, direction: Tensor, low: Bound, high: Bound) -> Tensor:
+def _way(
+    wide: Tensor, direction: Tensor, low: Bound, high: Bound, seen: Callable[[Tensor], None] | None
+) -> Tensor:
     """How far the projection of each row [..., hidden] has to move, [..., 1]."""
-    return correction((wide * direction).sum(-1, keepdim=True), low, high)
+    projection = (wide * direction).sum(-1, keepdim=True)
+    if seen is not None:
+        seen(projection)
+    return correction(projection, low, high)
 
 
 def _in_blocks(hidden: Tensor, along: Tensor, way: Callable[[Tensor, slice], Tensor]) -> Tensor:

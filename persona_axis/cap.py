@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -170,11 +170,12 @@ class HeldCap:
         self._ceiling = None if ceiling is None else ceiling.to(place.device, work, copy=True)
         self.disarm()
 
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, hidden: Tensor, seen: Callable[[Tensor], None] | None = None) -> Tensor:
+        """`hidden` inside the bounds; `seen` is that of `clamped`."""
         if hidden.device != self._direction.device:
             self._follow(hidden.device)
         floor, ceiling = _for_batch(self._floor, hidden), _for_batch(self._ceiling, hidden)
-        return clamped(hidden, self._direction, floor, ceiling, self._push)
+        return clamped(hidden, self._direction, floor, ceiling, self._push, seen)
 
     def arm(self) -> None:
         """Take the bounds."""

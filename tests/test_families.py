@@ -13,8 +13,9 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import families
+from _families_page import BEGIN, BESIDE, END, markdown, short_table, verdicts_in, with_table
 from _family import FAILED, NO_CACHE, NOT_BUILT, PASSED, REFUSED, Verdict, examine
-from families import REGISTRY, examined, markdown
+from families import REGISTRY, examined
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "families.md"
@@ -91,6 +92,40 @@ def test_the_page_holds_every_verdict_and_its_reason():
     assert "| b | B | x, 4 x Y | a \\| b c |" in page and "| c |  |  | r |" in page
 
 
+def test_a_page_can_be_read_back():
+    made = [Verdict("a", PASSED, "A", "x.layers, 4 x Y (full_attention, conv)", "if a | b"), Verdict("b", REFUSED, "B"),
+            Verdict("c", NOT_BUILT, reason="| r")]  # fmt: skip
+    assert verdicts_in(markdown(made)) == made
+    page = PAGE.read_text()
+    held = verdicts_in(page)
+    assert f"{len(held)} model types" in counted(page) and markdown(held).split("\n## ")[1:] == page.split("\n## ")[1:]
+    assert all(text in page for text in BESIDE)
+
+
+def test_the_short_table_counts_each_type_once():
+    stacks = {
+        "model.layers, 4 x L": "layers of one kind",
+        "model.layers, 4 x L (dense, sparse)": "or dense layers and experts",
+        "model.layers, 4 x L (conv, full_attention)": "convolution in turns",
+        "backbone.layers, 4 x M": "recurrence alone",
+        "model.decoder.layers, 4 x D": "`decoder.layers`",
+        "bert.encoder.layer, 4 x B": "an encoder's layers",
+        "model.language_model.layers, 4 x L (full_attention, sliding_attention)": "the text decoder",
+        "": "none found",
+    }
+    held = [Verdict(f"t{i}", PASSED if at and i % 2 == 0 else REFUSED, "K", at) for i, at in enumerate(stacks)]
+    rows = short_table([*held, Verdict("llama", PASSED, "K", "model.layers, 2 x L")]).splitlines()
+    assert rows[0] == "9 model types: 5 passed, 4 refused." and len(rows) == 4 + len(stacks)
+    for i, (at, name) in enumerate(stacks.items()):
+        (row,) = (row for row in rows if name in row)
+        passed = 2 if i == 0 else int(bool(at) and i % 2 == 0)
+        assert f" | {passed} | {2 if i == 0 else 1} | {'llama, t0' if i == 0 else f't{i}'} |" in row
+    page = with_table(f"before {BEGIN}\nold\n{END} after", held)
+    assert page.startswith(f"before {BEGIN}\n8 model types") and page.endswith(f"|\n{END} after")
+    with pytest.raises(ValueError, match="has no <!-- by"):
+        with_table("a page", held)
+
+
 def counted(page: str) -> str:
     return re.search(r"\d+ model types: [^.]*", page).group()
 
@@ -102,6 +137,11 @@ def passes(page: str) -> int:
 def test_the_readme_counts_what_the_page_counts():
     told = " ".join((ROOT / "README.md").read_text().split())
     assert counted(PAGE.read_text()) in told and passes(PAGE.read_text()) >= 120
+
+
+def test_the_readme_has_the_table_of_the_page():
+    readme = (ROOT / "README.md").read_text()
+    assert with_table(readme, verdicts_in(PAGE.read_text())) == readme
 
 
 @pytest.mark.slow

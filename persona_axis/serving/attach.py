@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Mapping
 from itertools import count
 from typing import Any, Self
@@ -70,7 +69,6 @@ class Attached:
         self.run = Run()
         self.attached = True
         self._key = next(_KEYS)
-        self._lock = threading.Lock()
         with torch.inference_mode(False), torch.no_grad():
             edits = cap.edits(where)
             self._held = {layer: _HeldLayer(cap, i, edits[layer], where[layer]) for i, layer in enumerate(cap.layers)}
@@ -86,14 +84,12 @@ class Attached:
         Tokens that ran, prompts and replies alike, but for padding: what the attention mask leaves out, and what a
         packed batch has at its end. Rows of `generate` that have ended go on until the last one has, and count.
         """
-        with self._lock:
-            return [row for held in self._held.values() for row in held.figures.read()]
+        return [row for held in self._held.values() for row in held.figures.read()]
 
     def clear(self) -> None:
         """Start the figures again from nothing."""
-        with self._lock:
-            for held in self._held.values():
-                held.figures.clear()
+        for layer in self._held.values():
+            layer.figures.clear()
 
     def detach(self) -> None:
         """Let go of the model; a run that is on ends as it may. Calling it again changes nothing."""
@@ -121,13 +117,16 @@ class Attached:
         run.ran.add(layer)
         if run.probe is not None:
             return _probed(run.probe, layer, hidden, held.direction)
-        out = held.edit(hidden)
-        with torch.no_grad():
-            values = projected(hidden, held.direction).flatten()
-            if run.real is not None:
-                values = values[run.real.to(values.device)]
-            with self._lock, torch.inference_mode(False):
-                held.figures.add(values[None].clone(), held.floor, held.ceiling)
+        seen: list[Tensor] = []
+        out = held.edit(hidden, seen.append)
+        # Layers that are run by hand, around the model's own call, are in no run: nothing tells of their padding.
+        known = run.on and hidden[..., 0].numel() == run.shape[0] * run.shape[1]
+        if run.real is None or not known:
+            for block in seen:
+                held.figures.add(block)
+        else:
+            values = seen[0].flatten() if len(seen) == 1 else torch.cat(seen).flatten()
+            held.figures.add(values[run.real.to(values.device)])
         return out
 
     def _editing(self, layer: int) -> Callable[..., Any]:
@@ -168,8 +167,9 @@ class Attached:
             missed = [layer for layer in self.cap.layers if layer not in run.ran]
             if missed and self.attached and output is not None:  # None: the run ended in an exception
                 raise CapError(
-                    f"the attached cap did not act at layers {missed} in this run: these layers run a graph that was "
-                    "compiled without it. Call torch.compiler.reset() and attach before the first compiled call"
+                    f"the attached cap did not act at layers {missed} in this run: these layers were replaced, or run "
+                    "a graph that was compiled without it. Attach again; where something was compiled, call "
+                    "torch.compiler.reset() first"
                 )
 
         return hook
@@ -183,11 +183,11 @@ class _HeldLayer:
         edit.arm()
         self.edit = edit
         self.direction = cap.direction[row].to(place.device)
-        self.floor, self.ceiling = (
+        bounds = (
             torch.tensor([beyond if bound is None else bound[row].item()], dtype=torch.float32, device=place.device)
             for bound, beyond in ((cap.floor, -torch.inf), (cap.ceiling, torch.inf))
         )
-        self.figures = Figures([cap.layers[row]], place.device)
+        self.figures = Figures([cap.layers[row]], *bounds)
 
 
 def _probed(probe: Probe, layer: int, hidden: Tensor, direction: Tensor) -> Tensor:

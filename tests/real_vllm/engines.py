@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from persona_axis.cap import Cap
+from persona_axis.residual import reading
 
 HERE = Path(__file__).parent
 LAYERS = (1, 2)
@@ -43,6 +44,26 @@ def reference(folder: Path, cap: Cap | None, prompts: list[list[int]], tokens: i
     return out
 
 
+def projections(
+    folder: Path, cap: Cap, prompts: list[list[int]], replies: list[list[int]]
+) -> dict[tuple[int, str], torch.Tensor]:
+    """By layer and kind ("prompt", "reply"): what reaches the cap in transformers, at every token that is fed."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found: dict[tuple[int, str], list[torch.Tensor]] = {}
+    for prompt, reply in zip(prompts, replies, strict=True):
+
+        def read(layer: int, hidden: torch.Tensor, start: int = len(prompt)) -> None:
+            values = hidden[0].double() @ cap.direction[cap.layers.index(layer)].double()
+            found.setdefault((layer, "prompt"), []).append(values[:start])
+            found.setdefault((layer, "reply"), []).append(values[start:])
+
+        with torch.inference_mode(), reading(model, cap.layers, read), cap.on(model):
+            model(torch.tensor([prompt + reply[:-1]]))
+    return {key: torch.cat(parts) for key, parts in found.items()}
+
+
 def environ(cap: Path | str | None, cache: Path, **more: str) -> dict[str, str]:
     """The environment of an engine on this machine's CPUs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PERSONA_AXIS")}
@@ -56,7 +77,6 @@ def environ(cap: Path | str | None, cache: Path, **more: str) -> dict[str, str]:
 def troupe_cap(path: Path) -> Path:
     """A cap for Troupe, from a handful of conversations: a floor halfway between its Assistant and a ghost."""
     from persona_axis.chat import ChatModel
-    from persona_axis.residual import reading
 
     chat, layers = ChatModel.load("troupe", dtype="float32"), (2, 3)
     means: dict[str, torch.Tensor] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import FAMILIES, LAYERS, PROMPTS, cap_of, reference
+from engines import FAMILIES, PROMPTS, cap_of, projections, reference
 
 from persona_axis.cap import Cap
 
@@ -27,9 +27,16 @@ def test_greedy_tokens_equal_transformers_under_the_cap(
     assert done["again"] == with_cap
     assert done["without"] == without
     (figures,) = done["figures"]
-    assert [layer["layer"] for layer in figures["layers"]] == list(LAYERS)
-    assert all(0 < layer["capped"] <= layer["tokens"] for layer in figures["layers"])
+    seen = projections(folder, cap, PROMPTS, with_cap)
+    assert {(row["layer"], row["kind"]) for row in figures["layers"]} == set(seen)
+    for row in figures["layers"]:
+        values = seen[row["layer"], row["kind"]]
+        outside = values < 4.0
+        assert (row["tokens"], row["capped"]) == (len(values), int(outside.sum())), row
+        assert row["mean_correction"] == pytest.approx((4.0 - values[outside]).mean().item(), rel=1e-3)
     assert "No such file" in done["refused"][0]
+    assert "PERSONA_AXIS_ADMIN_KEY" in done["no key"] and "restart instead" in done["other weights"]
+    assert done["reloaded"] == with_cap  # the same checkpoint again
 
 
 @pytest.mark.parametrize("split", ["tensor_parallel_size", "pipeline_parallel_size"])
@@ -41,7 +48,7 @@ def test_two_workers_hold_the_same_cap(split: str, models: Callable[[str], Path]
     cap = Cap.load(cap_of(folder))
     assert done["first"] == reference(folder, cap, PROMPTS)
     assert done["without"] == reference(folder, None, PROMPTS)
-    held = [[layer["layer"] for layer in worker["layers"]] for worker in done["figures"]]
+    held = [sorted({row["layer"] for row in worker["layers"]}) for worker in done["figures"]]
     assert held == ([[1, 2], [1, 2]] if split.startswith("tensor") else [[1], [2]])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,12 +11,11 @@ import torch
 from conftest import HIDDEN, LAYERS, VOCAB
 from torch import Tensor, nn
 
-from persona_axis import Attached, Cap, attach
+from persona_axis import Attached, Cap, _arithmetic, attach
 from persona_axis.errors import CapError, CapMismatchError, PersonaAxisError
 from persona_axis.residual import reading
 from persona_axis.serving._attach_proof import _wrappers
 from persona_axis.serving._runs import HOLDERS, real_tokens
-from persona_axis.serving.figures import Figures
 
 IDS = torch.arange(3, 3 + 2 * 7).view(2, 7)
 MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
@@ -107,6 +105,17 @@ class TestStats:
             low, high = values.kthvalue(5).values.item(), values.kthvalue(7).values.item()
             assert low - 0.02 * abs(low) - 0.01 <= row.percentiles[50] <= high + 0.02 * abs(high) + 0.01
 
+    def test_in_blocks_as_in_one_piece(self, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        with attach(llama, cap_at(1, 2)) as handle:
+            logits(llama, IDS, MASK)
+            logits(llama)
+            whole = handle.stats()
+            handle.clear()
+            monkeypatch.setitem(_arithmetic._BLOCK, "cpu", 3 * HIDDEN)
+            logits(llama, IDS, MASK)
+            logits(llama)
+            assert handle.stats() == whole and whole[0].tokens == REAL + 14
+
     @pytest.mark.parametrize("cache", [None, "static"])
     def test_the_prompt_once_and_each_new_token(self, llama: Any, cache: str | None) -> None:
         with attach(llama, cap_at(1)) as handle:
@@ -157,21 +166,6 @@ class TestThreads:
         for one, other in zip(alone.stats(), handle.stats(), strict=True):
             assert (one.tokens, one.capped, one.percentiles) == (other.tokens, other.capped, other.percentiles)
             assert one.mean_correction == pytest.approx(other.mean_correction, rel=1e-5)
-
-    def test_nobody_counts_while_another_counts(self, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        add, counting, overlaps = Figures.add, [], []
-
-        def slowly(self: Figures, *args: Any) -> None:
-            overlaps.extend(counting)
-            counting.append(1)
-            time.sleep(0.005)
-            add(self, *args)
-            counting.pop()
-
-        monkeypatch.setattr(Figures, "add", slowly)
-        with attach(llama, cap_at(1, 2)), ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda _: logits(llama), range(8)))
-        assert not overlaps
 
     def test_attached_and_detached_while_others_run(self, llama: Any) -> None:
         plain, wanted, stop = logits(llama), under(llama, cap_at(1)), threading.Event()
@@ -324,3 +318,15 @@ class TestRefused:
         monkeypatch.setattr(Attached, "hold", lambda self, layer, h: (hold(self, layer, h), h)[1])
         with pytest.raises(CapError, match="does not change the model's logits"):
             attach(model, cap_at(1))
+
+
+def test_layers_run_around_the_model_are_held_and_counted_whole(llama: Any) -> None:
+    """`forward` called by hand is no run: the padding of the one before it says nothing about it."""
+    with attach(llama, cap_at(1)) as handle:
+        logits(llama, mask=MASK)
+        assert handle.stats()[0].tokens == REAL
+        for tokens, shape in ((3, (1, 3)), (27, (3, 9)), (14, (2, 7))):
+            before = handle.stats()[0].tokens
+            with torch.no_grad():
+                llama.model.forward(input_ids=torch.ones(shape, dtype=torch.long))
+            assert handle.stats()[0].tokens == before + tokens

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,9 +16,9 @@ INF = torch.tensor([math.inf, math.inf])
 
 
 def figures_of(projections: torch.Tensor, floor: torch.Tensor, parts: int = 1) -> Figures:
-    figures = Figures((4, 7), torch.device("cpu"))
+    figures = Figures((4, 7), floor, INF)
     for part in projections.chunk(parts, dim=1):
-        figures.add(part, floor, INF)
+        figures.add(part)
     return figures
 
 
@@ -26,7 +29,7 @@ def test_what_is_counted_by_hand() -> None:
 
 
 def test_nothing_seen_is_not_a_figure_of_zero() -> None:
-    (row, _) = Figures((4, 7), torch.device("cpu")).read()
+    (row, _) = Figures((4, 7), INF, INF).read()
     assert row.tokens == 0 and row.percentiles == {}
 
 
@@ -53,7 +56,68 @@ def test_percentiles_are_numpys_to_two_percent_however_the_tokens_come(
 def test_cleared_figures_start_again() -> None:
     figures = figures_of(torch.ones(2, 5), torch.tensor([3.0, 3.0]))
     figures.clear()
-    assert figures.read() == Figures((4, 7), torch.device("cpu")).read()
+    assert figures.read() == Figures((4, 7), INF, INF).read()
+    figures.add(torch.ones(2, 5))
+    assert [row.capped for row in figures.read()] == [5, 5]
+    figures.clear(torch.tensor([0.0, 2.0]), INF)  # which counts by these from here on, also what waited under others
+    figures.add(torch.ones(2, 5))
+    assert [(row.tokens, row.capped) for row in figures.read()] == [(5, 0), (5, 5)]
+
+
+def test_what_waits_is_bounded_in_steps_and_in_tokens() -> None:
+    for tokens, most in ((1, 512), (3000, 12)):
+        figures = Figures((4, 7), torch.zeros(2), INF)
+        waiting = []
+        for _ in range(600):
+            figures.add(torch.ones(2, tokens))
+            waiting.append(len(figures._steps))
+        assert 0 < max(waiting) < most and min(waiting) == 0
+        assert [row.tokens for row in figures.read()] == [600 * tokens] * 2
+
+
+def test_a_graph_of_gradients_is_not_kept() -> None:
+    figures = Figures((4,), torch.zeros(1), INF[:1])
+    figures.add(torch.ones(3, requires_grad=True) * 2)
+    assert all(step.grad_fn is None for step in figures._steps)
+
+
+def test_many_small_moves_are_summed_as_exactly_as_few() -> None:
+    figures = Figures((4,), torch.tensor([0.1]), INF[:1])
+    figures._moved += 2.0**24  # as if it had counted for months: one more is below float32's step
+    before = figures._moved.item()
+    for _ in range(1000):
+        figures.add(torch.zeros(1))
+        figures.read()
+    assert figures._moved.item() - before == pytest.approx(100, rel=1e-3)
+
+
+def test_threads_add_while_others_read_and_nothing_is_lost_or_counted_twice() -> None:
+    figures, switch = Figures((4,), torch.tensor([0.5]), INF[:1]), sys.getswitchinterval()
+    tokens: list[int] = []
+
+    def add(seed: int) -> None:
+        mode = torch.inference_mode() if seed % 2 else torch.no_grad()
+        with mode:
+            for i in range(700):
+                figures.add(torch.full((1, 1 + i % 3), float(i % 2)))
+
+    def read(_: int) -> None:
+        for _ in range(60):
+            tokens.append(figures.read()[0].tokens)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            done = [pool.submit(add, seed) for seed in range(6)] + [pool.submit(read, 0)]
+            for one in done:
+                one.result()
+    finally:
+        sys.setswitchinterval(switch)
+    assert tokens == sorted(tokens)
+    (row,) = figures.read()
+    sizes = [(1 + i % 3, i % 2) for i in range(700)]
+    assert row.tokens == 6 * sum(size for size, _ in sizes)
+    assert row.capped == 6 * sum(size for size, high in sizes if not high) and row.mean_correction == 0.5
 
 
 def test_not_a_number_is_counted_and_does_not_stop_the_server() -> None:
@@ -63,14 +127,27 @@ def test_not_a_number_is_counted_and_does_not_stop_the_server() -> None:
 
 def test_prometheus_reads_them() -> None:
     parser = pytest.importorskip("prometheus_client.parser")
-    rows = [{**row, "worker": 1} for row in as_json(figures_of(torch.ones(2, 5), torch.tensor([3.0, 0.0])).read())]
+    figures = figures_of(torch.ones(2, 5), torch.tensor([3.0, 0.0]))
+    rows = [{**row, "worker": 1, "kind": "reply"} for row in as_json(figures.read())]
     found = {
         (sample.name, sample.labels["layer"], sample.labels.get("percentile")): sample.value
         for family in parser.text_string_to_metric_families(prometheus(rows))
         for sample in family.samples
     }
+    assert 'persona_axis_tokens_total{layer="4",worker="1",kind="reply"} 5' in prometheus(rows)
     assert found["persona_axis_tokens_total", "4", None] == 5
     assert found["persona_axis_capped_tokens_total", "4", None] == 5
     assert found["persona_axis_capped_tokens_total", "7", None] == 0
     assert found["persona_axis_mean_correction", "4", None] == 2
     assert found["persona_axis_projection", "4", "50"] == pytest.approx(1, rel=0.02)
+
+
+def test_what_is_not_finite_is_counted_apart_and_spoils_nothing() -> None:
+    seen = torch.tensor([[0.0, math.nan, 5.0, -math.inf], [1.0, 1.0, math.inf, 1.0]])
+    figures = figures_of(seen, torch.tensor([3.0, 3.0]), parts=2)
+    low, high = figures.read()
+    assert (low.tokens, low.not_finite, low.capped, low.mean_correction) == (4, 2, 1, 3.0)
+    assert (high.tokens, high.not_finite, high.capped, high.mean_correction) == (4, 1, 3, 2.0)
+    assert low.percentiles[1] == pytest.approx(0, abs=0.01) and low.percentiles[99] == pytest.approx(5, rel=0.02)
+    json.dumps(as_json(figures.read()), allow_nan=False)
+    assert 'persona_axis_not_finite_tokens_total{layer="4"} 2' in prometheus(as_json(figures.read()))

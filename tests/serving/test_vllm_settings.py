@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from persona_axis.errors import CapError
 from persona_axis.serving import vllm
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_cap_is_named_by_the_environment_or_by_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +43,23 @@ def test_the_entry_point_imports_nothing_that_could_be_missing() -> None:
     code = f"import sys, persona_axis.serving.vllm; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("needed", ["register()", "endpoint()", "import"])
+def test_without_vllm_it_says_what_to_install(needed: str) -> None:
+    call = "import persona_axis.serving.vllm_worker" if needed == "import" else f"persona_axis.serving.vllm.{needed}"
+    code = f"import sys; sys.modules['vllm'] = sys.modules['fastapi'] = None; import persona_axis.serving.vllm; {call}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("persona_axis.errors.ServeError: a cap in vLLM takes vLLM 0.32 or later")
+    assert 'pip install "persona-axis[vllm]"' in last
+
+
+def test_the_extra_is_not_pulled_in_by_development() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert any(named.startswith("vllm>=") for named in extras["vllm"])
+    others = [named for extra, listed in extras.items() if extra != "vllm" for named in listed]
+    assert not any("vllm" in named for named in others)
 
 
 def test_the_package_names_its_entry_points() -> None:
