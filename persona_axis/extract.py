@@ -179,7 +179,7 @@ def _run(
             plan = _planned(chat, probes, options, judge, store, progress)
             for note in chat.notes:
                 progress(Note(note))
-            _draw(chat, plan, judge, store, engine(chat, plan, store), progress)
+            draw_rounds(chat, plan, judge, store, engine(chat, plan, store), progress)
             found = make(chat, plan, judge, store, out, progress, time.monotonic() - began)
         except KeyboardInterrupt as stop:
             raise Interrupted(
@@ -189,7 +189,7 @@ def _run(
     return found
 
 
-def _draw(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, engine: Engine, progress: Listener) -> None:
+def draw_rounds(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, engine: Engine, progress: Listener) -> None:
     """Round after round, until the axis is as certain as asked for. A round is on record before it is drawn, so that a
     run goes on with what it was in, also where another precision is asked for now."""
     rounds = store.read_rounds(len(plan.roles))
