@@ -108,8 +108,8 @@ class Looks:
 
     name = "bank"
 
-    def __init__(self, bank: Bank, roles: Sequence[int], questions: Sequence[int]) -> None:
-        self.bank, self.roles, self.questions = bank, roles, questions
+    def __init__(self, bank: Bank, roles: Sequence[int], questions: Sequence[int], layers: Sequence[int]) -> None:
+        self.bank, self.roles, self.questions, self.layers = bank, roles, questions, list(layers)
 
     def draw(self, jobs: Iterable[Job]) -> Iterator[Replies]:
         for job in jobs:
@@ -120,7 +120,7 @@ class Looks:
         for item in items:
             role = DEFAULT if item.role == DEFAULT else self.roles[item.role]
             whose, i = self.bank.at[role, item.prompt, self.questions[item.question], item.sample]
-            means.append(self.bank.of[whose]["means"][i])
+            means.append(self.bank.of[whose]["means"][i][self.layers])
             ids.append([1 if self.bank.of[whose]["ok"][i] else 2])
         sums = torch.from_numpy(np.stack(means))
         return Replies(ids, sums, torch.zeros(sums.shape[:2]))
@@ -174,7 +174,7 @@ def _first(vectors: Array) -> Array:
     return component
 
 
-def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float) -> Outcome:
+def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float, at: tuple[int, ...] | None) -> Outcome:
     """The real rounds on one half of the questions, compared with the other half."""
     halves = np.array_split(np.random.default_rng(seed).permutation(len(probes.questions)), 2)
     own, other = (sorted(int(q) for q in half) for half in halves)
@@ -183,9 +183,10 @@ def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float) -> O
     )
     options = Options.preset(
         chat, full=True, max_new_tokens=TOKENS, default_samples=SAMPLES, seed=seed, precision=precision,
-        questions=len(own),
+        questions=len(own), layers=at,
     )  # fmt: skip
-    plan, looks, heard = make_plan(chat, asked, options, 256), Looks(bank, bank.roles, own), list[Event]()
+    plan = make_plan(chat, asked, options, 256)
+    looks, heard = Looks(bank, bank.roles, own, plan.layers), list[Event]()
     with tempfile.TemporaryDirectory() as folder, RunStore.open(Path(folder) / "run") as store:
         draw_rounds(chat, plan, looks, store, looks, heard.append)
         layers = chosen_layers(plan, chat.n_layers)
@@ -211,7 +212,7 @@ def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float) -> O
     )  # fmt: skip
 
 
-def cover(folder: Path, seeds: int, precisions: Sequence[float]) -> None:
+def cover(folder: Path, seeds: int, precisions: Sequence[float], at: tuple[int, ...] | None) -> None:
     bank, chat, probes = Bank(folder), Texts(ChatModel.load("troupe")), load_probes()
     whole = len(bank.roles) * 5 * len(probes.questions) // 2 + 5 * len(probes.questions) // 2 * SAMPLES
     console.print(
@@ -220,7 +221,7 @@ def cover(folder: Path, seeds: int, precisions: Sequence[float]) -> None:
     table = Table("", *[f"precision {p:g}" for p in precisions])
     columns = []
     for precision in precisions:
-        found = [run(bank, chat, probes, seed, precision) for seed in range(seeds)]
+        found = [run(bank, chat, probes, seed, precision, at) for seed in range(seeds)]
         worst = np.array([one.axis.min() for one in found])
         roles, first = np.stack([one.roles.min(axis=0) for one in found]), np.array([one.first.min() for one in found])
         spent = np.array([one.rollouts for one in found])
@@ -254,13 +255,14 @@ def main() -> None:
     parser.add_argument("--roles", type=int, help="only the first so many")
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--precision", type=float, nargs="+", default=[0.99, 0.998])
+    parser.add_argument("--layers", type=int, nargs="+", help="promise it there only  [default: the middle half]")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "bank":
         args.bank.mkdir(parents=True, exist_ok=True)
         fill(args.bank, args.roles)
     else:
-        cover(args.bank, args.seeds, args.precision)
+        cover(args.bank, args.seeds, args.precision, tuple(args.layers) if args.layers else None)
 
 
 if __name__ == "__main__":
