@@ -92,10 +92,11 @@ class Bank:
             self.at |= {tuple(int(n) for n in key): (role, i) for i, key in enumerate(held["keys"])}
         self.roles = sorted(role for role in self.of if role != DEFAULT)
 
-    def mean(self, role: int, questions: Sequence[int]) -> Array:
-        """[layers, hidden] of the accepted rollouts to these questions."""
+    def mean(self, role: int, questions: Sequence[int], prompts: int) -> Array:
+        """[layers, hidden] of the accepted rollouts to these questions under the first so many prompts."""
         held = self.of[role]
-        return held["means"][held["ok"] & np.isin(held["keys"][:, 2], questions)].mean(axis=0, dtype=np.float64)
+        asked = np.isin(held["keys"][:, 2], questions) & (held["keys"][:, 1] < prompts)
+        return held["means"][held["ok"] & asked].mean(axis=0, dtype=np.float64)
 
     def spread(self, role: int) -> Array:
         """[layers] variance of a rollout's mean."""
@@ -174,7 +175,7 @@ def _first(vectors: Array) -> Array:
     return component
 
 
-def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float, at: tuple[int, ...] | None) -> Outcome:
+def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float, at: tuple[int, ...] | None, prompts: int) -> Outcome:
     """The real rounds on one half of the questions, compared with the other half."""
     halves = np.array_split(np.random.default_rng(seed).permutation(len(probes.questions)), 2)
     own, other = (sorted(int(q) for q in half) for half in halves)
@@ -183,7 +184,7 @@ def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float, at: 
     )
     options = Options.preset(
         chat, full=True, max_new_tokens=TOKENS, default_samples=SAMPLES, seed=seed, precision=precision,
-        questions=len(own), layers=at,
+        questions=len(own), layers=at, prompts=prompts,
     )  # fmt: skip
     plan = make_plan(chat, asked, options, 256)
     looks, heard = Looks(bank, bank.roles, own, plan.layers), list[Event]()
@@ -194,8 +195,8 @@ def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float, at: 
         kept = np.flatnonzero(now.accepted[1:] >= plan.options.min_accepted)
         sums = [LayerSums.read(plan, store, plan.layers.index(layer)).of(kept) for layer in layers]
     of_roles = [bank.roles[i] for i in kept]
-    truth = np.stack([bank.mean(role, other) for role in of_roles])[:, list(layers)].transpose(1, 0, 2)
-    default = bank.mean(DEFAULT, other)[list(layers)]
+    truth = np.stack([bank.mean(role, other, prompts) for role in of_roles])[:, list(layers)].transpose(1, 0, 2)
+    default = bank.mean(DEFAULT, other, len(plan.defaults))[list(layers)]
     means = np.stack([s.role_means for s in sums])
     base = np.stack([s.default_mean for s in sums])
     axis = cosine(base - means.mean(1), default - truth.mean(1))
@@ -212,16 +213,18 @@ def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float, at: 
     )  # fmt: skip
 
 
-def cover(folder: Path, seeds: int, precisions: Sequence[float], at: tuple[int, ...] | None) -> None:
+def cover(
+    folder: Path, seeds: int, precisions: Sequence[float], at: tuple[int, ...] | None, prompts: int
+) -> None:
     bank, chat, probes = Bank(folder), Texts(ChatModel.load("troupe")), load_probes()
-    whole = len(bank.roles) * 5 * len(probes.questions) // 2 + 5 * len(probes.questions) // 2 * SAMPLES
+    whole = len(bank.roles) * prompts * len(probes.questions) // 2 + 5 * len(probes.questions) // 2 * SAMPLES
     console.print(
         f"Troupe, {len(bank.roles)} roles; a whole plan on half of the questions: {whole:,} rollouts; {seeds} seeds"
     )
     table = Table("", *[f"precision {p:g}" for p in precisions])
     columns = []
     for precision in precisions:
-        found = [run(bank, chat, probes, seed, precision, at) for seed in range(seeds)]
+        found = [run(bank, chat, probes, seed, precision, at, prompts) for seed in range(seeds)]
         worst = np.array([one.axis.min() for one in found])
         roles, first = np.stack([one.roles.min(axis=0) for one in found]), np.array([one.first.min() for one in found])
         spent = np.array([one.rollouts for one in found])
@@ -256,13 +259,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--precision", type=float, nargs="+", default=[0.99, 0.998])
     parser.add_argument("--layers", type=int, nargs="+", help="promise it there only  [default: the middle half]")
+    parser.add_argument("--prompts", type=int, default=5, help="1: the wordings of prompts are left out of account")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "bank":
         args.bank.mkdir(parents=True, exist_ok=True)
         fill(args.bank, args.roles)
     else:
-        cover(args.bank, args.seeds, args.precision, tuple(args.layers) if args.layers else None)
+        cover(args.bank, args.seeds, args.precision, tuple(args.layers) if args.layers else None, args.prompts)
 
 
 if __name__ == "__main__":
