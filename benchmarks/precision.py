@@ -175,7 +175,9 @@ def _first(vectors: Array) -> Array:
     return component
 
 
-def run(bank: Bank, chat: Any, probes: Probes, seed: int, precision: float, at: tuple[int, ...] | None, prompts: int) -> Outcome:
+def run(
+    bank: Bank, chat: Any, probes: Probes, seed: int, precision: float, at: tuple[int, ...] | None, prompts: int
+) -> Outcome:
     """The real rounds on one half of the questions, compared with the other half."""
     halves = np.array_split(np.random.default_rng(seed).permutation(len(probes.questions)), 2)
     own, other = (sorted(int(q) for q in half) for half in halves)
