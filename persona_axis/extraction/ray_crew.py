@@ -153,6 +153,6 @@ class RayCrew:
             held = {name: n for name, n in self.ray.cluster_resources().items() if name in ("CPU", "GPU")}
             asked = " and ".join(f"{n:g} {name[4:-1].upper()}s" for name, n in self.needs.items())
             raise ExtractionError(
-                f"no Ray worker came up within {self.patience:g} s: each asks for {asked} on one node that others leave "
-                f"free, and the whole cluster has {held or 'none'}"
+                f"no Ray worker came up within {self.patience:g} s: each asks for {asked} that are free on one node, "
+                f"and the whole cluster has {held or 'none'}"
             )

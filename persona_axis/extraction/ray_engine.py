@@ -10,6 +10,7 @@ are alike the axis has the bytes that one of them would have given.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from persona_axis.extraction.window import in_order
 
 INSTALL = 'more machines are reached through Ray: pip install "persona-axis[ray]"'
 _LEAST_STORE = 100 * 2**20  # bytes; Ray takes hardly less
+_ANSWER = 10.0  # seconds
 PATIENCE = 300.0
 """Seconds that a run waits while no worker is there."""
 
@@ -119,6 +121,7 @@ def _connect(ray: Any, address: str, workers: int, needs: Mapping[str, float], b
         raise ExtractionError(
             f"{address} is the address of Ray's client: give the command on a machine of the cluster, with --ray auto"
         )
+    _require_listener(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
     options: dict[str, Any] = {}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -132,4 +135,17 @@ def _connect(ray: Any, address: str, workers: int, needs: Mapping[str, float], b
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        raise ExtractionError(f"no Ray cluster at {address!r}: {first_line(error)}") from error
+
+
+def _require_listener(address: str) -> None:
+    """Raise `ExtractionError` where nobody listens: Ray itself would go on trying for many minutes."""
+    host, _, port = address.rpartition(":")
+    if address in ("local", "auto"):
+        return
+    if not host or not port.isdigit():
+        raise ExtractionError(f"{address!r} is no address of a Ray cluster: expected local, auto or HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER).close()
+    except (OSError, OverflowError) as error:
         raise ExtractionError(f"no Ray cluster at {address!r}: {first_line(error)}") from error

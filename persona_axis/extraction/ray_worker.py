@@ -102,6 +102,6 @@ def alike(chat: ChatModel) -> dict[str, Any]:
 
 def require_alike(driver: Mapping[str, Any], worker: Mapping[str, Any]) -> None:
     """Raise `ExtractionError` that says what differs."""
-    different = [f"{key} is {worker.get(key)} there, {driver[key]} here" for key in driver if driver[key] != worker[key]]
-    if different:
-        raise ExtractionError(f"its model is not the driver's: {'; '.join(different)}")
+    unlike = [f"{key} is {worker[key]} there, {driver[key]} here" for key in driver if driver[key] != worker[key]]
+    if unlike:
+        raise ExtractionError(f"its model is not the driver's: {'; '.join(unlike)}")

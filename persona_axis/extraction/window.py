@@ -106,6 +106,6 @@ def _again(lost: _Out, how: Lost, crew: Crew, retries: int) -> None:
         job = lost.job
         raise ExtractionError(
             f"batch {job.batch.index} of block {job.block} in round {job.round + 1} was lost {lost.losses} times with "
-            f"its worker, last on {how.node}: {how.cause}; what is finished is kept, the same command goes on from there"
+            f"its worker, last on {how.node}: {how.cause}; nothing finished is lost, the same command goes on"
         )
     lost.send(crew, lost.most)
