@@ -282,3 +282,12 @@ class TestRay:
             pytest.raises(ExtractionError, match=r"a Ray worker failed \(.*node .*\): its model is not the driver's"),
         ):
             run(ChatModel.load(model), tmp_path / "axis", engine)
+
+    def test_the_command_line_starts_ray_and_ends_it(self, tmp_path: Path) -> None:
+        pytest.importorskip("ray")
+        plan = "--roles 3 --prompts 2 --questions 8 --min-accepted 4 --max-new-tokens 12 --judge all --yes"
+        quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+        for name, more in (("alone", ""), ("ray", "--ray local --workers 2")):
+            command = [sys.executable, "-m", "persona_axis.cli", "extract", "--out", name, *plan.split(), *more.split()]
+            subprocess.run(command, check=True, cwd=tmp_path, env=quiet, timeout=300)
+        require_same(tmp_path / "ray", tmp_path / "alone")
