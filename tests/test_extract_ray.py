@@ -154,7 +154,8 @@ class Two:
 def two() -> Iterator[Two]:
     pytest.importorskip("ray")
     before = dict(os.environ)
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=os.pathsep.join(p for p in sys.path if p))
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     made = Two()
     yield made
     made.cluster.shutdown()
@@ -289,5 +290,5 @@ class TestRay:
         quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
         for name, more in (("alone", ""), ("ray", "--ray local --workers 2")):
             command = [sys.executable, "-m", "persona_axis.cli", "extract", "--out", name, *plan.split(), *more.split()]
-            subprocess.run(command, check=True, cwd=tmp_path, env=quiet, timeout=300)
+            subprocess.run(command, check=True, cwd=tmp_path, env=quiet, timeout=600)
         require_same(tmp_path / "ray", tmp_path / "alone")

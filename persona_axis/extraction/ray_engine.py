@@ -125,6 +125,8 @@ def _connect(ray: Any, address: str, workers: int, needs: Mapping[str, float], b
     options: dict[str, Any] = {}
     if address == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray would run workers at niceness 15, and on a busy machine they would hardly get to load their model.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         options = {
             "num_cpus": int(workers * needs["num_cpus"]),
             "include_dashboard": False,
