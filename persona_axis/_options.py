@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from persona_axis.axis import Axis
     from persona_axis.chat import ChatModel
+    from persona_axis.extraction.engines import MakesEngine
 
 F = TypeVar("F", bound=Callable[..., Any])
 SPEAKERS = ("assistant", "user", "system")
@@ -145,6 +146,18 @@ def load_model(model: str, revision: str | None, dtype: str, device_map: str | N
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return ChatModel.load(model, revision=revision, dtype=dtype, device_map=device_map, layers=stack)
+
+
+def drawing(
+    ray: str | None, workers: int, gpus: float | None, device_map: str | None
+) -> AbstractContextManager[MakesEngine]:
+    """What draws rollouts: this process, or Ray workers at the address `ray`, for as long as the block."""
+    from persona_axis.extraction.engines import Local
+    from persona_axis.extraction.ray_engine import over_ray
+
+    if ray is None:
+        return nullcontext(Local)
+    return over_ray(ray, workers, gpus=gpus, load={"device_map": device_map})
 
 
 def load_for(

@@ -21,6 +21,7 @@ from persona_axis._cli_vectors import export, import_
 from persona_axis._options import (
     allow_option,
     bound,
+    drawing,
     layers,
     load_model,
     model_options,
@@ -66,11 +67,15 @@ def app() -> None:
 @click.option("--traits", is_flag=True, help="Trait vectors in place of an axis: positive minus negative instructions.")
 @click.option("--only", metavar="NAME,...", callback=names, help="With --traits: only these.  [default: all]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: OUT.run]")
+@click.option("--ray", metavar="ADDRESS", help="Draw on Ray workers: local starts them here, auto or HOST:PORT joins.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="With --ray: how many.  [default: 2]")
+@click.option("--worker-gpus", type=click.FloatRange(0), metavar="N", help="With --ray: GPUs of each.")
 @click.option("--yes", "-y", is_flag=True, help="Start a long run without asking.")
 @debuggable
 def extract(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
             out: Path | None, judge: str | None, probes: Path | None, full: bool, traits: bool,
-            only: tuple[str, ...] | None, run_dir: Path | None, yes: bool, **plan: Any) -> None:  # fmt: skip
+            only: tuple[str, ...] | None, run_dir: Path | None, ray: str | None, workers: int | None,
+            worker_gpus: float | None, yes: bool, **plan: Any) -> None:  # fmt: skip
     """Probe MODEL (a directory or a hub name; Troupe if none is given) and write its axis.
 
     Without options Troupe gets the demo's plan (every role, 2 prompts, 15 questions) and any other model a modest
@@ -83,6 +88,8 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         raise click.UsageError(f"--{unfit[0]} goes with an axis; traits are named with --only")
     if traits and judge == "troupe":
         raise click.UsageError("--judge troupe reads archetypes off a reply, no traits: leave it out")
+    if ray is None and (workers or worker_gpus is not None):
+        raise click.UsageError("--workers and --worker-gpus go with --ray ADDRESS (local, auto or HOST:PORT)")
 
     from rich.console import Console
 
@@ -94,6 +101,10 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
 
     chosen = load_probes(probes)
     asked = load_traits(probes, only) if traits else ()
+    if ray is not None:
+        from persona_axis.extraction.ray_engine import require_ray
+
+        require_ray()
     kind = "traits" if traits else "axis"
     path = out or Path(f"{slug(model)}-{kind}.safetensors")
     refuse_replacing(path, f"persona-{kind}")  # told before a large model is loaded
@@ -103,21 +114,27 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     from persona_axis.extract import extract as run_extraction
     from persona_axis.judges import named
 
+    engines = drawing(ray, workers or 2, worker_gpus, device_map)
     if traits:
         from persona_axis._trait_tables import show_traits
 
         options = Options.traits_preset(chat, full=full, **plan)
         preset = "240 questions" if full else "a modest one"
-        with Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions") as display:
-            made = extract_traits(chat, chosen, asked, options, out=path, run_dir=run_dir, progress=display)
+        shown = Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions")
+        with engines as engine, shown as display:
+            made = extract_traits(
+                chat, chosen, asked, options, out=path, run_dir=run_dir, engine=engine, progress=display
+            )
         show_traits(Output(), made)
         return
 
     options = Options.preset(chat, full=full, **plan)
     who = named(judge) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
-    with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
-        found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)
+    with engines as engine, Display(Console(stderr=True), ask=not yes, preset=preset) as display:
+        found = run_extraction(
+            chat, chosen, options, out=path, run_dir=run_dir, judge=who, engine=engine, progress=display
+        )
     show_axis(Output(), found.axis)
 
 

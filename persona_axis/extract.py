@@ -119,6 +119,7 @@ def extract_traits(
     out: str | Path,
     run_dir: str | Path | None = None,
     judge: Judge | None = None,
+    engine: MakesEngine = Local,
     progress: Listener = silent,
 ) -> Traits:
     """Extract trait vectors into the file `out`: every trait's two poles answer the same questions of `probes`.
@@ -143,7 +144,7 @@ def extract_traits(
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
     options = replace(options, prompts=1, calibration=1, precision=1)
     made = partial(finish_traits, traits=traits)
-    return _run(chat, poles, options, path_of("out", out), run_dir, judge or AcceptAll(), Local, progress, made)
+    return _run(chat, poles, options, path_of("out", out), run_dir, judge or AcceptAll(), engine, progress, made)
 
 
 def _require(chat: ChatModel, probes: Probes, options: Options | None, judge: Judge | None, progress: Listener) -> None:

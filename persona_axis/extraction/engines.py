@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from persona_axis.errors import ExtractionError
 from persona_axis.extraction.means import Replies, generate_with_means
 from persona_axis.extraction.plan import Batch, Plan, even_parts
 from persona_axis.extraction.store import RunStore
+from persona_axis.sampling import Sampling
 
 
 class Job(NamedTuple):
@@ -38,40 +39,66 @@ MakesEngine = Callable[[ChatModel, Plan, RunStore], Engine]
 """Makes the engine of one run; the store is where an engine records what a resumed run must repeat."""
 
 
-class Local:
-    """Plain batched generation in this process, a batch in parts where memory asks for it.
+class Splits:
+    """How many rollouts are drawn at once: the plan's batch, or fewer since memory did not suffice.
 
-    The parts are on record before they are drawn and hold for every later batch, so that a resumed run cuts the same
-    way.
+    What was learned is on record before it is acted on, and holds from its batch on, so that a resumed run cuts the
+    same way.
     """
+
+    def __init__(self, plan: Plan, store: RunStore) -> None:
+        self.plan, self.store = plan, store
+        self._held = store.read_splits()
+
+    def most(self, job: Job) -> int:
+        """The most rollouts of a job at once."""
+        at = _place(job)
+        return min([n for *place, n in self._held if tuple(place) <= at], default=self.plan.batch_size)
+
+    def halve(self, job: Job, error: BaseException) -> None:
+        """Record that a job as it is cut now does not fit. Raises `ExtractionError` where not even one rollout does,
+        and an error that is about something else again."""
+        rows = halved(max(b - a for a, b in even_parts(len(job.prompts), self.most(job))), error)
+        self._held.append((*_place(job), rows))
+        self.store.write_splits(self._held)
+
+
+def _place(job: Job) -> tuple[int, int, int]:
+    return job.round, job.block, job.batch.index
+
+
+class Local:
+    """Plain batched generation in this process, a batch in parts where memory asks for it."""
 
     name = "transformers"
 
     def __init__(self, chat: ChatModel, plan: Plan, store: RunStore) -> None:
-        self.chat, self.plan, self.store = chat, plan, store
-        self._splits = store.read_splits()
+        self.chat, self.plan = chat, plan
+        self._splits = Splits(plan, store)
 
     def draw(self, jobs: Iterable[Job]) -> Iterator[Replies]:
         """One job after the other. Raises `ExtractionError` where not even one rollout fits into memory."""
         return map(self._draw, jobs)
 
     def _draw(self, job: Job) -> Replies:
-        at = (job.round, job.block, job.batch.index)
         while True:
-            most = min([n for *place, n in self._splits if tuple(place) <= at], default=self.plan.batch_size)
-            parts = even_parts(len(job.prompts), most)
             try:
-                return joined([self._part(job, start, stop) for start, stop in parts])
+                return drawn(self.chat, job, self._splits.most(job), self.plan.options.sampling, self.plan.layers)
             except (RuntimeError, MemoryError) as error:
-                rows = halved(max(b - a for a, b in parts), error)
+                self._splits.halve(job, error)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._splits.append((*at, rows))
-            self.store.write_splits(self._splits)
 
-    def _part(self, job: Job, start: int, stop: int) -> Replies:
-        sampling, seed = self.plan.options.sampling, job.batch.part_seed(start, stop)
-        return generate_with_means(self.chat, job.prompts[start:stop], sampling, seed, self.plan.layers)
+
+def drawn(chat: ChatModel, job: Job, most: int, sampling: Sampling, layers: Sequence[int]) -> Replies:
+    """A job's replies, drawn in as few even parts as have at most `most` rollouts each."""
+    parts = even_parts(len(job.prompts), most)
+    return joined(
+        [
+            generate_with_means(chat, job.prompts[start:stop], sampling, job.batch.part_seed(start, stop), layers)
+            for start, stop in parts
+        ]
+    )
 
 
 def joined(parts: list[Replies]) -> Replies:

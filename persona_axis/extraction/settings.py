@@ -28,7 +28,7 @@ def settings(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
     options = plan.options
     found = {
         "format": FORMAT,
-        "model": {key: chat.facts[key] for key in _DECIDING},
+        "model": deciding_facts(chat),
         "layers": list(plan.layers),
         "probes": plan.probes.fingerprint,
         "defaults": list(plan.defaults),
@@ -45,6 +45,11 @@ def settings(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
     }
     as_stored: dict[str, Any] = json.loads(json.dumps(found))
     return as_stored
+
+
+def deciding_facts(chat: ChatModel) -> dict[str, Any]:
+    """What makes two models the same model."""
+    return {key: chat.facts[key] for key in _DECIDING}
 
 
 def sampling_facts(chat: ChatModel, plan: Plan) -> dict[str, Any]:
