@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from _mutants_headers import KIND, gguf, tensor
+from _probes_used import PROBES, probe_files
 from _traits_used import AXIS, TRAITS, shown, traits_for
 from safetensors.torch import save
 
-from persona_axis import Axis, Cap, load_probes
+from persona_axis import Axis, Cap
 from persona_axis._axisfile import QUANTILES
 from persona_axis.calibration.units import Units
 from persona_axis.conversations import ROLES, read_conversations
@@ -156,11 +157,6 @@ def logs(path: Path) -> None:
         json.dumps(one.messages, ensure_ascii=False).encode()
 
 
-def probes(path: Path) -> None:
-    found = load_probes(path.parent)
-    assert found.roles and found.questions and len(found.fingerprint) == 64
-
-
 def run(path: Path) -> None:
     """A run directory as a resumed extraction meets it."""
     folder = path.parent.parent if path.parent.name == "blocks" else path.parent
@@ -236,14 +232,6 @@ def forms(folder: Path) -> dict[str, Form]:
     batch = Cap(cap.direction, cap.layers, floor=[[0.0, 1.0]] * 2, ceiling=[[5.0, 6.0]] * 2, facts=FACTS)
     talk = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "hi"), ("assistant", "yo"))]
     log = b"".join(json.dumps({"id": f"c{i}", "messages": talk, "kinds": ["x"]}).encode() + b"\n" for i in range(3))
-    probe = {
-        "roles.jsonl": [
-            {"name": f"r{i}", "description": f"d{i}", "prompts": [f"p{i} {j}" for j in range(5)]} for i in range(3)
-        ],
-        "defaults.jsonl": [{"prompt": text} for text in ("", "a", "b", "c", "You are {model_name}.")],
-        "questions.jsonl": [{"text": f"q{i}?", "category": "x"} for i in range(3)],
-    }
-    asked = {name: b"".join(json.dumps(line).encode() + b"\n" for line in lines) for name, lines in probe.items()}
     kept = run_files()
     name, measured = unit_file(folder)
     pieces = {f"role{i}.pt": torch_bytes({"vector": torch.from_numpy(one), "type": "pos_3", "role": f"role{i}"})
@@ -272,7 +260,9 @@ def forms(folder: Path) -> dict[str, Form]:
         "conversations": Form("lines", log, logs),
         "unit": Form("json", measured, unit, name),
     }  # fmt: skip
-    found |= {f"probes-{key.split('.')[0]}": Form("lines", asked[key], probes, key, asked) for key in asked}
+    asked = probe_files()
+    for key, use in PROBES.items():
+        found[f"probes-{Path(key).stem}"] = Form("lines", asked[key], use, key, asked)
     family = {"plan.json": "json", "splits.json": "json", "rounds.json": "json", "rollouts.jsonl": "lines"}
     for key in kept:
         found[f"run-{Path(key).stem}"] = Form(family.get(key, "safetensors"), kept[key], run, key, kept)
