@@ -115,14 +115,13 @@ class Attached:
         run.ran.add(layer)
         if run.probe is not None:
             return _probed(run.probe, layer, hidden, held.direction)
-        seen: list[Tensor] = []
-        out = held.edit(hidden, seen.append)
         if run.real is None:
-            for block in seen:
-                held.figures.add(block)
-        else:
-            values = seen[0].flatten() if len(seen) == 1 else torch.cat(seen).flatten()
-            held.figures.add(values[run.real.to(values.device)])
+            whole: Tensor = held.edit(hidden, held.figures.add)
+            return whole
+        seen: list[Tensor] = []
+        out: Tensor = held.edit(hidden, seen.append)
+        values = seen[0].flatten() if len(seen) == 1 else torch.cat(seen).flatten()
+        held.figures.add(values[run.real.to(values.device)])
         return out
 
     def _editing(self, layer: int) -> Callable[..., Any]:
