@@ -45,6 +45,7 @@ class Figures:
         """Bounds [layers], on the device that the projections are on."""
         self.layers = tuple(layers)
         self._lock = threading.Lock()
+        self._waiting = 0
         self.clear(floor, ceiling)
 
     def add(self, projections: Tensor) -> None:
@@ -74,7 +75,7 @@ class Figures:
                 self._ceiling = ceiling.detach().clone().unsqueeze(1)
             layers, device = len(self.layers), self._floor.device
             self._room = torch.zeros(layers, _ROOM, dtype=self._floor.dtype, device=device)
-            self._waiting = self._tokens = 0
+            self._waiting, self._tokens = 0, 0
             # Sums over months of blocks: float32 would stop growing.
             exact = torch.float32 if device.type == "mps" else torch.float64
             self._capped = torch.zeros(layers, dtype=torch.int64, device=device)
