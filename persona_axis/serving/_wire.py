@@ -94,7 +94,7 @@ def wanted(body: Any, model: str, header: str | None) -> Wanted:
         stream=take("stream", False, bool, "true or false"), with_usage=options.get("include_usage") is True,
         projection=_asks_projection(take("persona_axis", {}, dict, "an object"), header),
     )  # fmt: skip
-    if left := sorted(set(given) - take.taken):
+    if left := sorted(set(body) - take.taken):  # also where it says null: a cap of null is no field of ours
         raise Refused(400, f"{left[0]}: this server does not know the field", param=left[0])
     return result
 

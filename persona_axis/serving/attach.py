@@ -117,16 +117,15 @@ class Attached:
         run.ran.add(layer)
         if run.probe is not None:
             return _probed(run.probe, layer, hidden, held.direction)
-        seen: list[Tensor] = []
-        out = held.edit(hidden, seen.append)
         # Layers that are run by hand, around the model's own call, are in no run: nothing tells of their padding.
         known = run.on and hidden[..., 0].numel() == run.shape[0] * run.shape[1]
         if run.real is None or not known:
-            for block in seen:
-                held.figures.add(block)
-        else:
-            values = seen[0].flatten() if len(seen) == 1 else torch.cat(seen).flatten()
-            held.figures.add(values[run.real.to(values.device)])
+            whole: Tensor = held.edit(hidden, held.figures.add)
+            return whole
+        seen: list[Tensor] = []
+        out: Tensor = held.edit(hidden, seen.append)
+        values = seen[0].flatten() if len(seen) == 1 else torch.cat(seen).flatten()
+        held.figures.add(values[run.real.to(values.device)])
         return out
 
     def _editing(self, layer: int) -> Callable[..., Any]:

@@ -64,21 +64,23 @@ def test_cleared_figures_start_again() -> None:
     assert [(row.tokens, row.capped) for row in figures.read()] == [(5, 0), (5, 5)]
 
 
-def test_what_waits_is_bounded_in_steps_and_in_tokens() -> None:
-    for tokens, most in ((1, 512), (3000, 12)):
-        figures = Figures((4, 7), torch.zeros(2), INF)
-        waiting = []
-        for _ in range(600):
-            figures.add(torch.ones(2, tokens))
-            waiting.append(len(figures._steps))
-        assert 0 < max(waiting) < most and min(waiting) == 0
-        assert [row.tokens for row in figures.read()] == [600 * tokens] * 2
+@pytest.mark.parametrize("sizes", [(1,), (3000,), (4096,), (4097,), (1, 4096, 2, 9000, 4095)])
+def test_what_waits_is_bounded_and_nothing_falls_between_two_blocks(sizes: tuple[int, ...]) -> None:
+    figures, total = Figures((4, 7), torch.tensor([3.0, -3.0]), INF), 0
+    for i in range(600):
+        tokens = sizes[i % len(sizes)]
+        figures.add(torch.ones(2, tokens))
+        total += tokens
+        assert figures._waiting <= figures._room.shape[1] < 5000
+        assert figures._waiting + figures._tokens == total
+    low, high = figures.read()
+    assert (low.tokens, low.capped, high.tokens, high.capped) == (total, total, total, 0)
 
 
 def test_a_graph_of_gradients_is_not_kept() -> None:
     figures = Figures((4,), torch.zeros(1), INF[:1])
     figures.add(torch.ones(3, requires_grad=True) * 2)
-    assert all(step.grad_fn is None for step in figures._steps)
+    assert figures._room.grad_fn is None and figures.read()[0].tokens == 3
 
 
 def test_many_small_moves_are_summed_as_exactly_as_few() -> None:

@@ -282,6 +282,7 @@ class TestRefused:
         ({"presence_penalty": 1}, 400, "presence_penalty: this server knows only 0"),
         ({"tools": [{}]}, 400, "tools"),
         ({"cap": "none"}, 400, "cap: this server does not know the field"),
+        ({"cap": None}, 400, "cap: this server does not know the field"),
         ({"persona_axis": {"cap": None}}, 400, "the cap is the server's"),
         ({"persona_axis": {"projection": 1}}, 400, "true or false"),
         ({"model": "another"}, 404, "serves 'tiny', not 'another'"),
