@@ -81,8 +81,11 @@ class Empty:
         return []
 
 
-def measured(setting: Setting, batches: int) -> float:
-    """Rollouts a second, once every worker holds its model and has drawn something."""
+def measured(setting: Setting, batches: int) -> tuple[float, float]:
+    """Rollouts a second, once every worker holds its model and has drawn something, and a rollout's processor seconds.
+
+    The latter count the driver and the workers, and are the same on a busy machine.
+    """
     torch.set_num_threads(setting.threads)
     chat = ChatModel.load("troupe")
     work = list(jobs_of(chat, plan_for(chat, batches)))
@@ -94,9 +97,19 @@ def measured(setting: Setting, batches: int) -> float:
         while setting.workers and not all(member.ready for member in engine.crew.members):  # type: ignore[attr-defined]
             list(engine.draw(warm))
         list(engine.draw(warm))
-        began = time.monotonic()
+        pids = [os.getpid()]
+        if setting.workers:
+            pids += [member.place.pid for member in engine.crew.members]  # type: ignore[attr-defined]
+        began, used = time.monotonic(), sum(map(processor_seconds, pids))
         rollouts = sum(len(replies.ids) for replies in engine.draw(work))
-        return rollouts / (time.monotonic() - began)
+        seconds, used = time.monotonic() - began, sum(map(processor_seconds, pids)) - used
+        return rollouts / seconds, used / rollouts
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process and its threads have used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def on_the_wire(batches: int) -> dict[str, float]:
@@ -216,13 +229,18 @@ def main() -> None:
         console.print({name: float(f"{value:.3g}") for name, value in driver(4).items()})
         return
     speeds: dict[int, list[float]] = {i: [] for i in range(len(SETTINGS))}
+    used: dict[int, list[float]] = {i: [] for i in range(len(SETTINGS))}
     for _ in range(asked.turns):
         for i in speeds:
-            speeds[i].append(in_a_process("--one", str(i), "--batches", str(asked.batches)))
-    table = Table("drawn by", "rollouts/s (median)", "ratio to 1 thread, turn by turn")
+            speed, seconds = in_a_process("--one", str(i), "--batches", str(asked.batches))
+            speeds[i].append(speed)
+            used[i].append(seconds)
+            console.print(f"{SETTINGS[i].name}: {speed:.1f} rollouts/s, {1000 * seconds:.1f} ms of processor each")
+    table = Table("drawn by", "rollouts/s (median)", "ratio to 1 thread, turn by turn", "processor ms each (median)")
     for i, setting in enumerate(SETTINGS):
         ratios = ", ".join(f"{mine / base:.2f}" for mine, base in zip(speeds[i], speeds[0], strict=True))
-        table.add_row(setting.name, f"{statistics.median(speeds[i]):.1f}", ratios)
+        each = f"{1000 * statistics.median(used[i]):.1f}"
+        table.add_row(setting.name, f"{statistics.median(speeds[i]):.1f}", ratios, each)
     console.print(table)
 
 
