@@ -41,7 +41,7 @@ from persona_axis.extraction.options import Options
 from persona_axis.extraction.plan import Plan, Round, make_plan
 from persona_axis.extraction.report import Counts, Extraction, LayerFigures
 from persona_axis.extraction.rollouts import draw, drawn_so_far
-from persona_axis.extraction.rounds import chosen_layers, first_round, next_round, standing
+from persona_axis.extraction.rounds import chosen_layers, first_round, next_round, standing, why_not
 from persona_axis.extraction.settings import settings, surroundings
 from persona_axis.extraction.store import Recorded, RunStore, refuse_difference
 from persona_axis.extraction.traits import finish_traits
@@ -224,6 +224,8 @@ def _decide(
         rounds.append(Recorded(following.stop))
     more = following.rollouts if following else 0
     progress(Rounded(part.number + 1, int(now.drawn.sum()), now.expected, now.low, more))
+    if following is None and now.low < plan.options.precision:
+        progress(Note(f"a precision of {plan.options.precision:g} is not reached: {why_not(plan, part, rounds)}"))
 
 
 def _planned(

@@ -93,6 +93,16 @@ def in_vain(rounds: Sequence[Recorded]) -> bool:
     return 1 - now.low > _HARDLY * (1 - before.low)
 
 
+def why_not(plan: Plan, last: Round, rounds: Sequence[Recorded]) -> str:
+    """Why a run ends short of its precision, for people."""
+    if in_vain(rounds):
+        return (
+            f"twice the rollouts hardly helped, so what is left is how {plan.options.prompts} prompts and "
+            f"{len(plan.questions)} questions differ; ask more of them"
+        )
+    return f"the plan's {sum(last.stop):,} rollouts are drawn; a larger plan has more"
+
+
 def given_up(now: Standing) -> NDArray[np.bool_]:
     """Roles that the judge keeps refusing: less than one rollout in eight, were even its luck bad (95%)."""
     with np.errstate(divide="ignore"):
