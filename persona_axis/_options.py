@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import click
 
@@ -32,6 +32,13 @@ def layers(_context: click.Context, _option: click.Parameter, value: str | None)
     if not found or found != sorted(set(found)):
         raise click.BadParameter(f"{value!r} is not a list of rising layer indices such as 12, 2-3 or 4,6,8-11")
     return tuple(found)
+
+
+def layers_or_all(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[int, ...] | Literal["all"] | None:
+    """Layer indices as `layers` takes them, or all of them by that word."""
+    return "all" if value == "all" else layers(context, option, value)
 
 
 def bound(_context: click.Context, _option: click.Parameter, value: str | None) -> float | str | None:

@@ -22,6 +22,7 @@ from persona_axis._options import (
     allow_option,
     bound,
     layers,
+    layers_or_all,
     load_model,
     model_options,
     names,
@@ -32,6 +33,10 @@ from persona_axis._options import (
 )
 from persona_axis._terminal import debuggable, run
 
+_OF_AXES = {
+    "roles": "--roles", "calibration": "--calibration", "role_layers": "--role-layers",
+    "bfloat16_roles": "--bf16-roles",
+}  # fmt: skip
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -58,6 +63,9 @@ def app() -> None:
 @click.option(
     "--layers", metavar="LIST", callback=layers, help="Layers to read, such as 12, 2-3 or 4,6.  [default: all]"
 )
+@click.option("--role-layers", metavar="LIST", callback=layers_or_all,
+              help="Layers whose role vectors are stored, or all.  [default: all that fit in 512 MiB]")
+@click.option("--bf16-roles", "bfloat16_roles", is_flag=True, help="Store role vectors in bfloat16, at half the size.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rollouts at once.  [default: found]")
 @click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
 @click.option("--full", is_flag=True, help="The published size: every role, 5 prompts, 240 questions, 512 tokens.")
@@ -77,8 +85,8 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     """
     if only and not traits:
         raise click.UsageError("--only names traits: it goes with --traits")
-    if traits and (unfit := [name for name in ("roles", "calibration") if plan[name] is not None]):
-        raise click.UsageError(f"--{unfit[0]} goes with an axis; traits are named with --only")
+    if traits and (unfit := [name for name in _OF_AXES if plan[name] not in (None, False)]):
+        raise click.UsageError(f"{_OF_AXES[unfit[0]]} goes with an axis; traits are named with --only")
     if traits and judge == "troupe":
         raise click.UsageError("--judge troupe reads archetypes off a reply, no traits: leave it out")
 
@@ -123,9 +131,11 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
               help="Save the pictures as PNGs in DIR.  [default: beside FILE, in FILE's name + -plots]")  # fmt: skip
 @click.option("--layer", type=click.IntRange(0), metavar="L", help="Layer to look at.  [default: recommended]")
 @click.option("--traits", type=click.Path(path_type=Path), help="Traits file: how its traits lie to the axis in FILE.")
+@click.option("--verify", is_flag=True, help="Read and check every role vector, which showing a large file does not.")
 @allow_option
 @debuggable
-def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | None, allow: tuple[str, ...]) -> None:
+def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | None, verify: bool,
+         allow: tuple[str, ...]) -> None:  # fmt: skip
     """Show the axis in FILE: what it was made from, its figures at each layer, who lies where.
 
     With --traits, the traits' cosines with the axis; a traits file for FILE is listed by itself.
@@ -145,9 +155,15 @@ def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | 
 
         if plot is not None:
             raise click.UsageError(f"the picture of traits needs an axis: show AXIS --traits {file} --plot")
-        show_traits(Output(), Traits.load(file), layer)
+        held = Traits.load(file)
+        if verify:
+            click.echo(f"verified: {file} is sound")
+        show_traits(Output(), held, layer)
         return
     axis = Axis.load(file)
+    if verify:
+        found = axis.verify()
+        click.echo(f"verified: {file} is sound, and so are its role vectors at {found} layers")
     pictures = Path(plot) if plot else file.with_name(f"{file.stem}-plots")
     if traits is None:
         show_axis(Output(), axis, layer)

@@ -36,6 +36,7 @@ from persona_axis.extraction.finish import finish
 from persona_axis.extraction.options import Options
 from persona_axis.extraction.plan import Plan, make_plan
 from persona_axis.extraction.report import Counts, Extraction, LayerFigures
+from persona_axis.extraction.rolevectors import require_layers
 from persona_axis.extraction.rollouts import draw, drawn_so_far
 from persona_axis.extraction.settings import settings, surroundings
 from persona_axis.extraction.store import RunStore, refuse_difference
@@ -165,6 +166,7 @@ def _planned(
     tried out."""
     stored = store.read_plan()
     draft = make_plan(chat, probes, options, stored["batch_size"] if stored else options.batch_size or 1)
+    require_layers(draft)
     wanted = settings(chat, draft, judge)
     if stored is not None:
         refuse_difference(store.path, stored["settings"], wanted)

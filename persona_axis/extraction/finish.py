@@ -21,6 +21,7 @@ from persona_axis.extraction.certainty import SplitHalf, split_half
 from persona_axis.extraction.events import Listener
 from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.report import Counts, Extraction, layer_figures, recommend
+from persona_axis.extraction.rolevectors import is_whole, role_vectors, stored_layers
 from persona_axis.extraction.settings import sampling_facts, surroundings
 from persona_axis.extraction.store import TALLIES, RunStore
 from persona_axis.judges import Judge
@@ -33,9 +34,9 @@ def finish(
     counts = torch.cat([store.tensor(b, "counts") for b in range(1, plan.n_blocks)]).numpy()
     default_counts = store.tensor(0, "counts").numpy()[0]
     kept = _kept(plan, counts, int(default_counts.sum()))
-    default, roles, halves = _vectors(plan, store, kept, counts, default_counts)
+    default, mean, halves = _vectors(plan, store, kept, counts, default_counts)
     taken = quantiles.sample(store.rollouts(), plan, [plan.roles[i] for i in kept])
-    direction = torch.from_numpy(directions(default, roles))
+    direction = torch.from_numpy(directions(default, mean[None]))
     tables = quantiles.tables(chat, plan, direction, taken, listener)
     tallies = torch.cat([store.tensor(b, "tallies") for b in range(plan.n_blocks)])
     accepted = {plan.role(role).name: int(n) for role, n in zip(plan.roles, counts.sum(axis=1), strict=True)}
@@ -56,14 +57,18 @@ def finish(
     }
     norms = store.tensor(0, "norms") / max(1, int(tallies[0, TALLIES.index("tokens")]))
     by_name = {name: getattr(tables, name) for name in ("default", "roles", "default_tokens", "roles_tokens")}
+    at = stored_layers(plan, len(kept), chat.hidden_size, metadata["recommended_layer"])
+    roles = role_vectors(plan, store, kept, counts, at)
+    whole = is_whole(plan, at, len(kept), chat.hidden_size)
     axis = Axis.from_means(
-        default, roles, layers=plan.layers, metadata=metadata, mean_norm=norms, quantiles=by_name
-    )
+        default, roles, layers=plan.layers, metadata=metadata, mean_norm=norms, quantiles=by_name,
+        bfloat16_roles=plan.options.bfloat16_roles,
+        roles_mean=None if whole else mean, role_layers=None if whole else at,
+    )  # fmt: skip
     axis.save(out)
-    space = axis.space(axis.recommended_layer)
-    place = float(
-        axis.project(axis.arrays["default"][axis.row(axis.recommended_layer)], axis.recommended_layer)
-    )
+    shown = axis.recommended_layer if axis.recommended_layer in at else at[len(at) // 2]
+    space = axis.space(shown)
+    place = float(axis.project(axis.arrays["default"][axis.row(shown)], shown))
     return Extraction(
         axis=axis,
         path=out,
@@ -99,17 +104,16 @@ def _kept(plan: Plan, counts: NDArray[Any], default_count: int) -> list[int]:
 def _vectors(
     plan: Plan, store: RunStore, kept: Sequence[int], counts: NDArray[Any], default_counts: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[SplitHalf]]:
-    """Default [layers, hidden], roles [n, layers, hidden] and split-half cosines; one layer is in memory at a
-    time."""
-    default, roles, halves = [], [], []
+    """Default and mean of the roles [layers, hidden], and split-half cosines; one layer is in memory at a time."""
+    default, mean, halves = [], [], []
     of_kept = counts[list(kept)]
     for row, layer in enumerate(plan.layers):
         sums = torch.cat([store.layer_sums(b, row) for b in range(1, plan.n_blocks)]).numpy()[list(kept)]
         default_sums = store.layer_sums(0, row).numpy()[0]
         default.append(default_sums.sum(axis=0, dtype=np.float64) / default_counts.sum())
-        roles.append(sums.sum(axis=1, dtype=np.float64) / of_kept.sum(axis=1)[:, None])
+        mean.append((sums.sum(axis=1, dtype=np.float64) / of_kept.sum(axis=1)[:, None]).mean(axis=0))
         halves.append(split_half(sums, of_kept, default_sums, default_counts, seed=plan.options.seed + layer))
-    return np.stack(default), np.stack(roles, axis=1), halves
+    return np.stack(default), np.stack(mean), halves
 
 
 def run_metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
@@ -18,7 +18,8 @@ class Options:
     A role's rollouts are `prompts` x `questions`; the default's are its conditions x `questions` x
     `default_samples`. `accept` are the judge's scores that count for a role vector, `min_accepted` how many a
     role needs for one; `calibration` is how many default and how many role rollouts are read again for the
-    quantile tables.
+    quantile tables. `role_layers` are the layers whose role vectors are stored ("all" of them; None: as many around
+    the recommended one as fit into `rolevectors.MOST_BYTES`), with `bfloat16_roles` at half the size.
     """
 
     roles: int | None = None
@@ -32,6 +33,8 @@ class Options:
     min_accepted: int = 10
     accept: tuple[int, ...] = (3,)
     calibration: int = 2000
+    role_layers: tuple[int, ...] | Literal["all"] | None = None
+    bfloat16_roles: bool = False
 
     def __post_init__(self) -> None:
         least = {"prompts": 1, "questions": 2, "default_samples": 1, "min_accepted": 1, "calibration": 1}
@@ -42,6 +45,9 @@ class Options:
             raise ExtractionError(f"roles must be at least 2 (a space of roles needs two), got {self.roles}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ExtractionError(f"batch_size must be at least 1, got {self.batch_size}")
+        told = self.role_layers
+        if told != "all" and told is not None and (not told or list(told) != sorted(set(told))):
+            raise ExtractionError(f'role_layers must be "all" or rising layers, each once, got {told!r}')
         if not set(self.accept) <= {0, 1, 2, 3} or not self.accept:
             raise ExtractionError(f"accept must name scores from 0 to 3, got {self.accept!r}")
 

@@ -1,0 +1,169 @@
+"""What large data costs: an axis file of gigabytes, a PCA of 100,000 rollouts.
+
+    python benchmarks/large_data.py axis                  # 126 layers x 16384 x 300 roles
+    python benchmarks/large_data.py pca                   # 8192 wide, 25,000 and 100,000 rollouts
+
+Each measurement runs in a process of its own, so that its peak memory is its own. The figures are those of
+docs/cost.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MB = 2.0**20
+
+
+def write_axis(path: Path, layers: int, hidden: int, roles: int, bfloat16: bool = False) -> None:
+    """A synthetic axis file, written role after role: no more than a role is in memory.
+
+    Role i is role 0 plus i times a step, so that means are known without adding anything up.
+    """
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(layers, hidden)).astype(np.float32)
+    step = (rng.normal(size=(layers, hidden)) / roles).astype(np.float32)
+    # Whole multiples of 2^-8 survive every sum and rounding, so that what is stored has exactly this mean.
+    first, step = np.round(first * 256) / 256, np.round(step * 256) / 256
+    stored = np.dtype("<u2") if bfloat16 else np.dtype("<f4")
+
+    def role(i: int) -> np.ndarray:
+        vectors = np.ascontiguousarray(first + np.float32(i) * step, dtype="<f4")
+        return (vectors.view("<u4") >> np.uint32(16)).astype("<u2") if bfloat16 else vectors
+
+    digests = [hashlib.sha256() for _ in range(layers)]
+    total = np.zeros((layers, hidden))
+    for i in range(roles):
+        vectors = role(i)
+        total += (vectors.astype("<u4") << np.uint32(16)).view("<f4") if bfloat16 else vectors
+        for digest, row in zip(digests, vectors, strict=True):
+            digest.update(row.data)
+    mean = (total / roles).astype("<f4")
+    default = (mean + rng.normal(size=mean.shape)).astype("<f4")
+    difference = default.astype(np.float64) - mean
+    direction = (difference / np.linalg.norm(difference, axis=1, keepdims=True)).astype("<f4")
+    table = np.tile(np.linspace(-1, 1, 101, dtype="<f4"), (layers, 1))
+    tensors: dict[str, np.ndarray] = {
+        "layers": np.arange(layers, dtype="<i8"), "role_layers": np.arange(layers, dtype="<i8"),
+        "default": default, "direction": direction, "mean_norm": np.ones(layers, "<f4"), "roles_mean": mean,
+    }  # fmt: skip
+    tensors |= {f"quantiles_{name}": table for name in ("default", "default_tokens", "roles", "roles_tokens")}
+    names = [f"role {i}" for i in range(roles)]
+    about = _stated(layers, hidden, names) | {"roles_sha256": [digest.hexdigest() for digest in digests]}
+    from persona_axis._axisfile import encode_metadata
+
+    header: dict[str, Any] = {"__metadata__": encode_metadata(about)}
+    end = 0
+    for name, array in tensors.items():
+        code = "I64" if array.dtype.kind == "i" else "F32"
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    size = roles * layers * hidden * stored.itemsize
+    code = "BF16" if bfloat16 else "F32"
+    header["roles"] = {"dtype": code, "shape": [roles, layers, hidden], "data_offsets": [end, end + size]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors.values():
+            file.write(array.data)
+        for i in range(roles):
+            file.write(role(i).data)
+
+
+def _stated(layers: int, hidden: int, names: list[str]) -> dict[str, Any]:
+    from persona_axis._axisfile import CONVENTIONS, FORMAT
+
+    return {
+        "format": FORMAT, "conventions": dict(CONVENTIONS), "provenance": "extracted", "model": "synthetic",
+        "revision": None, "architecture": "llama", "dtype": "bfloat16", "hidden_size": hidden, "num_layers": layers,
+        "weights_sha256": "a" * 64, "chat_template_sha256": None, "probes_sha256": "c" * 64, "role_names": names,
+        "accepted": dict.fromkeys(names, 1200), "default_count": 1200, "judge": "none", "seed": 0,
+        "sampling": {"temperature": 0.7}, "calibration": {"default": 1}, "versions": {"none": "0"},
+        "date": "2026-01-01",
+        "split_half": {key: [0.99] * layers for key in ("cosine", "low", "high")}, "recommended_layer": layers // 2,
+    }  # fmt: skip
+
+
+def _measured(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds, how many MB the peak of memory rose, and what `work` gave."""
+    before, began = _peak(), time.monotonic()
+    found = work()
+    return time.monotonic() - began, _peak() - before, found
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
+
+
+def _read() -> float:
+    """MB that this process has asked of files."""
+    facts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(facts["rchar"]) / MB
+
+
+def _alone(*arguments: str) -> None:
+    """This very script with other arguments, in a process of its own."""
+    subprocess.run([sys.executable, __file__, *arguments], check=True)
+
+
+def axis(layers: int, hidden: int, roles: int) -> None:
+    """Write the two files and measure each call on them."""
+    with tempfile.TemporaryDirectory() as directory:
+        for bfloat16 in (False, True):
+            path = Path(directory, "axis.safetensors")
+            write_axis(path, layers, hidden, roles, bfloat16)
+            size = path.stat().st_size / MB
+            kind = "bfloat16" if bfloat16 else "float32"
+            print(f"\n{layers} layers x {hidden} x {roles} roles, {kind}: {size:.0f} MB\n")
+            print("| call | seconds | MB read | MB of memory |\n| --- | --- | --- | --- |", flush=True)
+            for call in ("load", "roles_at", "space", "verify"):
+                _alone("axis-call", call, str(path))
+
+
+def axis_call(call: str, path: str) -> None:
+    """One call on a file, in a process that does nothing else."""
+    from persona_axis import Axis
+
+    calls: dict[str, Callable[[Axis], Any]] = {
+        "load": lambda axis: None,
+        "roles_at": lambda axis: axis.roles_at(axis.recommended_layer),
+        "space": lambda axis: axis.space(axis.recommended_layer),
+        "verify": lambda axis: axis.verify(),
+    }
+    before = _read()
+    loading, loaded, axis = _measured(lambda: Axis.load(path))
+    if call == "load":
+        print(f"| load | {loading:.2f} | {_read() - before:.1f} | {loaded:.0f} |", flush=True)
+        return
+    before = _read()
+    seconds, rose, _ = _measured(lambda: calls[call](axis))
+    print(f"| {call} | {seconds:.2f} | {_read() - before:.1f} | {rose:.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    of_axis = kinds.add_parser("axis", help="an axis file of gigabytes")
+    for name, default in (("layers", 126), ("hidden", 16384), ("roles", 300)):
+        of_axis.add_argument(f"--{name}", type=int, default=default)
+    one = kinds.add_parser("axis-call", help="one call on a file")
+    one.add_argument("call")
+    one.add_argument("path")
+    asked = vars(parser.parse_args())
+    {"axis": axis, "axis-call": axis_call}[asked.pop("kind")](**asked)
+
+
+if __name__ == "__main__":
+    main()
