@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,67 @@ def axis_call(call: str, path: str) -> None:
     print(f"| {call} | {seconds:.2f} | {_read() - before:.1f} | {rose:.0f} |", flush=True)
 
 
+def pca(hidden: int, rollouts: list[int]) -> None:
+    """Feed so many rollouts, each number in a process of its own; then against exact PCA where that can run."""
+    print(f"\n{hidden} wide\n")
+    print("| rollouts | seconds | rollouts/s | MB of memory |\n| --- | --- | --- | --- |", flush=True)
+    for count in rollouts:
+        _alone("pca-call", str(count), str(hidden))
+    print("\nAgainst exact PCA\n", flush=True)
+    _alone("pca-exact", "20000", "1024")
+
+
+def _rollouts(count: int, hidden: int, roles: int = 100) -> Iterator[tuple[str, np.ndarray]]:
+    """Means of rollouts, role after role (the hardest order), a hundred at most at a time. As activations' do, their
+    variance falls as a power of the component's number."""
+    rng = np.random.default_rng(0)
+    wide = min(hidden, 1024)
+    scale = (10 / np.arange(1, wide + 1) ** 0.8).astype(np.float32)
+    basis = np.linalg.qr(rng.normal(size=(hidden, wide)))[0].astype(np.float32).T * scale[:, None]
+    for role in range(roles):
+        center = rng.normal(size=wide).astype(np.float32)
+        left = count // roles
+        while left:
+            some = min(left, 100)
+            inside = center + 0.7 * rng.normal(size=(some, wide)).astype(np.float32)
+            yield f"role {role}", inside @ basis + np.float32(0.05) * rng.normal(size=(some, hidden)).astype(np.float32)
+            left -= some
+
+
+def _fed(count: int, hidden: int) -> Any:
+    from persona_axis.extraction.rolloutpca import RolloutPca
+
+    found = RolloutPca([f"role {i}" for i in range(100)], hidden)
+    found.add("default", np.ones(hidden))
+    for role, means in _rollouts(count, hidden):
+        found.add(role, means)
+    return found
+
+
+def pca_call(rollouts: int, hidden: int) -> None:
+    """So many rollouts in a process that does nothing else; its first 1,000 are in the memory it begins with."""
+    _fed(1000, hidden).result()
+    seconds, rose, _ = _measured(lambda: _fed(rollouts, hidden).result())
+    print(f"| {rollouts:,} | {seconds:.0f} | {rollouts / seconds:.0f} | {_peak():.0f} (+{rose:.0f}) |", flush=True)
+
+
+def pca_exact(rollouts: int, hidden: int) -> None:
+    """The same against an SVD of all of it."""
+    space = _fed(rollouts, hidden).result()
+    vectors = np.concatenate([means for _, means in _rollouts(rollouts, hidden)]).astype(np.float64)
+    vectors -= vectors.mean(axis=0)
+    sizes, rows = np.linalg.eigh(vectors.T @ vectors)
+    ratio, rows = sizes[::-1] / sizes.sum(), rows.T[::-1]
+    print(f"{rollouts:,} x {hidden}, of the exact components 1 to n: the largest relative error of their shares of the")
+    print("variance, the least cosine with their own, and how much of them lies in the span of the 64 at least\n")
+    print("| n | share | cosine | in the span |\n| --- | --- | --- | --- |")
+    inside = np.linalg.norm(rows[:64] @ space.components.T, axis=1)
+    own = np.abs((rows[:64] * space.components).sum(axis=1))
+    error = np.abs(space.explained_variance_ratio / ratio[:64] - 1)
+    for n in (1, 8, 16, 32, 64):
+        print(f"| {n} | {error[:n].max():.1e} | {own[:n].min():.4f} | {inside[:n].min():.4f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -161,8 +222,17 @@ def main() -> None:
     one = kinds.add_parser("axis-call", help="one call on a file")
     one.add_argument("call")
     one.add_argument("path")
+    of_pca = kinds.add_parser("pca", help="a PCA of rollouts that are not kept")
+    of_pca.add_argument("--hidden", type=int, default=8192)
+    of_pca.add_argument("--rollouts", type=int, nargs="+", default=[25_000, 100_000])
+    for name in ("pca-call", "pca-exact"):
+        one = kinds.add_parser(name, help="one measurement of it")
+        one.add_argument("rollouts", type=int)
+        one.add_argument("hidden", type=int)
     asked = vars(parser.parse_args())
-    {"axis": axis, "axis-call": axis_call}[asked.pop("kind")](**asked)
+    work: dict[str, Callable[..., None]] = {"axis": axis, "axis-call": axis_call, "pca": pca}
+    work |= {"pca-call": pca_call, "pca-exact": pca_exact}
+    work[asked.pop("kind")](**asked)
 
 
 if __name__ == "__main__":

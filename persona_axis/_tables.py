@@ -16,6 +16,7 @@ from persona_axis._axisparts import told_layers
 from persona_axis._blocks import unread
 
 if TYPE_CHECKING:
+    from persona_axis._spacefile import SpaceFile
     from persona_axis._talk import Said
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
@@ -55,6 +56,27 @@ def show_axis(console: Console, axis: Axis, layer: int | None = None, count: int
         console.print(_who(axis.space(chosen), default_projection(axis, chosen), chosen, count))
     else:
         console.print(Text(f"The file holds no role vectors of layer {chosen}: who lies where cannot be told there."))
+
+
+def show_space(console: Console, file: SpaceFile, count: int = 8) -> None:
+    """A space of single rollouts: how many components hold how much, and where the roles lie."""
+    space, about = file
+    ratio = np.cumsum(space.explained_variance_ratio)
+    held = [f"{n} {ratio[n - 1]:.0%}" for n in (1, 2, 4, 8, 16, 32, 64) if n <= len(ratio)]
+    rollouts = about.get("rollouts")
+    lines = {
+        "model": about.get("model"),
+        "rollouts": f"{rollouts:,}" if isinstance(rollouts, int) else None,
+        "layer": str(about.get("layer", "")),
+        "variance held": ", ".join(held),
+        "|cos(axis, PC1)|": f"{abs(space.cosine_axis_pc1):.2f}",
+        "provenance": about.get("date"),
+    }
+    console.print(account(lines, about.get("notes")))
+    ranked = space.ranking()
+    count = min(count, len(ranked) // 2) or 1
+    console.print(_listed("nearest to the Assistant", ranked[:count]))
+    console.print(_listed("farthest", ranked[::-1][:count]))
 
 
 def layer_to_show(axis: Axis, layer: int | None = None) -> int:

@@ -35,7 +35,7 @@ from persona_axis._terminal import debuggable, run
 
 _OF_AXES = {
     "roles": "--roles", "calibration": "--calibration", "role_layers": "--role-layers",
-    "bfloat16_roles": "--bf16-roles",
+    "bfloat16_roles": "--bf16-roles", "rollout_pca": "--rollout-pca",
 }  # fmt: skip
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -65,6 +65,8 @@ def app() -> None:
 )
 @click.option("--role-layers", metavar="LIST", callback=layers_or_all,
               help="Layers whose role vectors are stored, or all.  [default: all that fit in 512 MiB]")
+@click.option("--rollout-pca", type=click.IntRange(0), metavar="LAYER",
+              help="A PCA of single rollouts at a layer as well, saved beside the axis.")
 @click.option("--bf16-roles", "bfloat16_roles", is_flag=True, help="Store role vectors in bfloat16, at half the size.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rollouts at once.  [default: found]")
 @click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
@@ -149,6 +151,14 @@ def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | 
     from persona_axis._tables import Output, layer_to_show, show_axis
     from persona_axis.axis import Axis
 
+    if traits is None and stated_format(file).startswith("persona-space/"):
+        from persona_axis._spacefile import load_space
+        from persona_axis._tables import show_space
+
+        if plot is not None or layer is not None:
+            raise click.UsageError(f"{file} is a space of rollouts at one layer: --plot and --layer go with an axis")
+        show_space(Output(), load_space(file))
+        return
     if traits is None and stated_format(file).startswith("persona-traits/"):
         from persona_axis._trait_tables import show_traits
         from persona_axis.traits import Traits

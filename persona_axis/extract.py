@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from persona_axis._spacefile import save_space
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.events import (
@@ -32,11 +33,12 @@ from persona_axis.extraction.events import (
     Saved,
     silent,
 )
-from persona_axis.extraction.finish import finish
+from persona_axis.extraction.finish import finish, run_metadata
 from persona_axis.extraction.options import Options
 from persona_axis.extraction.plan import Plan, make_plan
 from persona_axis.extraction.report import Counts, Extraction, LayerFigures
 from persona_axis.extraction.rolevectors import require_layers
+from persona_axis.extraction.rolloutpca import KeptPca, space_path
 from persona_axis.extraction.rollouts import draw, drawn_so_far
 from persona_axis.extraction.settings import settings, surroundings
 from persona_axis.extraction.store import RunStore, refuse_difference
@@ -93,8 +95,9 @@ def extract(
     Without `options` the plan is `Options.preset(chat)`; without `judge`, Troupe is judged by its parser and
     any other model by nobody (`all`). `progress` is called with events (see `extraction.events`), first with
     `Planned`; an exception it raises there calls the run off. The run's state is kept in `run_dir`; calling
-    again with the same arguments goes on from it, other settings are refused. Raises `ExtractionError`,
-    `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
+    again with the same arguments goes on from it, other settings are refused. With `options.rollout_pca` a space of
+    single rollouts is saved beside the axis (`rolloutpca.space_path`). Raises `ExtractionError`, `JudgeError`,
+    `AxisFileError`, and `Interrupted` on Ctrl-C.
     """
     options = Options.preset(chat) if options is None else options
     judge = default_judge(chat) if judge is None else judge
@@ -120,6 +123,8 @@ def extract_traits(
     parser knows no traits.
     """
     options = Options.traits_preset(chat) if options is None else options
+    if options.rollout_pca is not None:
+        raise ExtractionError("rollout_pca goes with an axis: the PCA is of roles' rollouts")
     if options.roles is not None:
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
     poles = as_roles(traits, probes, options.prompts)
@@ -149,8 +154,13 @@ def _run(
             plan = _planned(chat, probes, options, judge, store, progress)
             for note in chat.notes:
                 progress(Note(note))
-            draw(chat, plan, judge, store, progress)
+            pca = KeptPca.of(plan, chat.hidden_size, store.path)
+            draw(chat, plan, judge, store, progress, pca)
             found = make(chat, plan, judge, store, out, progress, time.monotonic() - began)
+            if pca is not None:
+                about = {**run_metadata(chat, plan, judge), "layer": pca.layer, "rollouts": pca.pca.rollouts}
+                save_space(pca.pca.result(options.min_accepted), space_path(out), about)
+                progress(Saved(str(space_path(out))))
         except KeyboardInterrupt as stop:
             raise Interrupted(
                 f"stopped; finished batches are kept in {directory}, and the same command goes on from there"
@@ -167,6 +177,7 @@ def _planned(
     stored = store.read_plan()
     draft = make_plan(chat, probes, options, stored["batch_size"] if stored else options.batch_size or 1)
     require_layers(draft)
+    KeptPca.of(draft, chat.hidden_size, store.path)
     wanted = settings(chat, draft, judge)
     if stored is not None:
         refuse_difference(store.path, stored["settings"], wanted)

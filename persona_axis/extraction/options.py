@@ -19,7 +19,8 @@ class Options:
     `default_samples`. `accept` are the judge's scores that count for a role vector, `min_accepted` how many a
     role needs for one; `calibration` is how many default and how many role rollouts are read again for the
     quantile tables. `role_layers` are the layers whose role vectors are stored ("all" of them; None: as many around
-    the recommended one as fit into `rolevectors.MOST_BYTES`), with `bfloat16_roles` at half the size.
+    the recommended one as fit into `rolevectors.MOST_BYTES`), with `bfloat16_roles` at half the size. `rollout_pca` is
+    a layer at which a PCA of single rollouts is made as well.
     """
 
     roles: int | None = None
@@ -35,6 +36,7 @@ class Options:
     calibration: int = 2000
     role_layers: tuple[int, ...] | Literal["all"] | None = None
     bfloat16_roles: bool = False
+    rollout_pca: int | None = None
 
     def __post_init__(self) -> None:
         least = {"prompts": 1, "questions": 2, "default_samples": 1, "min_accepted": 1, "calibration": 1}

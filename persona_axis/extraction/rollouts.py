@@ -15,13 +15,18 @@ from persona_axis.errors import ExtractionError
 from persona_axis.extraction.events import Listener, Progress
 from persona_axis.extraction.means import Replies, generate_with_means
 from persona_axis.extraction.plan import DEFAULT, Batch, Block, Item, Plan, even_parts
+from persona_axis.extraction.rolloutpca import KeptPca
 from persona_axis.extraction.store import TALLIES, BlockState, RunStore
 from persona_axis.judges import Judge, Judged, verdicts
 
 
-def draw(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, listener: Listener) -> None:
+def draw(
+    chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, listener: Listener, pca: KeptPca | None = None
+) -> None:
     """Draw what the store does not hold yet; raises `ExtractionError` where going on would be wrong."""
     meter = _Meter(plan, store, listener)
+    if pca is not None:
+        pca.resume(meter.rollouts)
     splits = store.read_splits()
     for index in range(plan.n_blocks):
         done, of = store.done(index)
@@ -36,6 +41,9 @@ def draw(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, listener: L
         for batch in block.batches[state.done :]:
             replies = _generate(chat, plan, store, block, batch, splits)
             lines = _count(chat, plan, judge, block, batch, replies, state)
+            if pca is not None:
+                pca.take(lines, replies.sums)
+                pca.commit(meter.rollouts, meter.rollouts + len(batch.items))
             state.done += 1
             store.save_batch(index, state, lines)
             meter.finished(block, batch, state)
