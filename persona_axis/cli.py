@@ -37,6 +37,7 @@ _OF_AXES = {
     "roles": "--roles", "calibration": "--calibration", "role_layers": "--role-layers",
     "bfloat16_roles": "--bf16-roles", "rollout_pca": "--rollout-pca",
 }  # fmt: skip
+_OF_DRAWING = ("roles", "prompts", "questions", "default_samples", "max_new_tokens", "temperature", "top_p")
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -70,6 +71,8 @@ def app() -> None:
 @click.option("--bf16-roles", "bfloat16_roles", is_flag=True, help="Store role vectors in bfloat16, at half the size.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rollouts at once.  [default: found]")
 @click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
+@click.option("--responses", type=click.Path(path_type=Path), metavar="FILE",
+              help="Rollouts that exist already, as JSON lines or a run's directory: they are read, nothing is drawn.")
 @click.option("--full", is_flag=True, help="The published size: every role, 5 prompts, 240 questions, 512 tokens.")
 @click.option("--traits", is_flag=True, help="Trait vectors in place of an axis: positive minus negative instructions.")
 @click.option("--only", metavar="NAME,...", callback=names, help="With --traits: only these.  [default: all]")
@@ -77,18 +80,23 @@ def app() -> None:
 @click.option("--yes", "-y", is_flag=True, help="Start a long run without asking.")
 @debuggable
 def extract(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
-            out: Path | None, judge: str | None, probes: Path | None, full: bool, traits: bool,
+            out: Path | None, judge: str | None, probes: Path | None, responses: Path | None, full: bool, traits: bool,
             only: tuple[str, ...] | None, run_dir: Path | None, yes: bool, **plan: Any) -> None:  # fmt: skip
     """Probe MODEL (a directory or a hub name; Troupe if none is given) and write its axis.
 
     Without options Troupe gets the demo's plan (every role, 2 prompts, 15 questions) and any other model a modest
     one (100 roles, 2 prompts, 16 questions). A run that was stopped goes on when the same command is given again.
+    With --responses the rollouts are in FILE; the lines' scores count, and --judge gives those that are missing.
     With --traits every trait is asked for: 2 pairs of instructions (--prompts) x 16 questions, the same for both poles.
     """
     if only and not traits:
         raise click.UsageError("--only names traits: it goes with --traits")
     if traits and (unfit := [name for name in _OF_AXES if plan[name] not in (None, False)]):
         raise click.UsageError(f"{_OF_AXES[unfit[0]]} goes with an axis; traits are named with --only")
+    if responses and (unfit := [f"--{name.replace('_', '-')}" for name in _OF_DRAWING if plan[name] is not None]):
+        raise click.UsageError(f"{unfit[0]} says what is drawn: with --responses nothing is")
+    if responses and (full or traits):
+        raise click.UsageError(f"--{'full' if full else 'traits'} says what is drawn: with --responses nothing is")
     if traits and judge == "troupe":
         raise click.UsageError("--judge troupe reads archetypes off a reply, no traits: leave it out")
 
@@ -103,7 +111,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     asked = load_traits(probes, only) if traits else ()
     chat = load_model(model, revision, dtype, device_map, stack)
 
-    from persona_axis.extract import Options, extract_traits
+    from persona_axis.extract import Options, extract_responses, extract_traits
     from persona_axis.extract import extract as run_extraction
     from persona_axis.judges import named
 
@@ -123,6 +131,12 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     who = named(judge) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
+        if responses:
+            found = extract_responses(
+                chat, responses, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display
+            )
+            show_axis(Output(), found.axis)
+            return
         found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)
     show_axis(Output(), found.axis)
 

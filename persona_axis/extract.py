@@ -35,15 +35,16 @@ from persona_axis.extraction.events import (
 )
 from persona_axis.extraction.finish import finish, run_metadata
 from persona_axis.extraction.options import Options
-from persona_axis.extraction.plan import Plan, make_plan
+from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.report import Counts, Extraction, LayerFigures
 from persona_axis.extraction.rolevectors import require_layers
 from persona_axis.extraction.rolloutpca import KeptPca, space_path
 from persona_axis.extraction.rollouts import draw, drawn_so_far
 from persona_axis.extraction.settings import settings, surroundings
+from persona_axis.extraction.sources import Asked, Given
 from persona_axis.extraction.store import RunStore, refuse_difference
 from persona_axis.extraction.traits import finish_traits
-from persona_axis.extraction.trial import Trial, try_out
+from persona_axis.extraction.trial import Trial
 from persona_axis.judges import AcceptAll, Judge, default_judge
 from persona_axis.probes import Probes
 from persona_axis.trait_probes import Trait, as_roles
@@ -64,6 +65,7 @@ __all__ = [
     "Progress",
     "Saved",
     "extract",
+    "extract_responses",
     "extract_traits",
     "run_directory",
 ]
@@ -101,7 +103,30 @@ def extract(
     """
     options = Options.preset(chat) if options is None else options
     judge = default_judge(chat) if judge is None else judge
-    return _run(chat, probes, options, Path(out), run_dir, judge, progress, finish)
+    return _run(chat, Asked(chat, probes, options), Path(out), run_dir, judge, progress, finish)
+
+
+def extract_responses(
+    chat: ChatModel,
+    responses: str | Path,
+    probes: Probes,
+    options: Options | None = None,
+    *,
+    out: str | Path,
+    run_dir: str | Path | None = None,
+    judge: Judge | None = None,
+    progress: Listener = silent,
+) -> Extraction:
+    """`extract` of rollouts that exist already: a file of JSON lines, or the directory of a run (`extraction.responses`
+    says what a line holds).
+
+    Nothing is generated: one prefill reads each response. `probes` tell what roles are and what numbers in the file
+    mean; of the options, those count that are not about what to draw. Scores in the file are the judge's, `judge` is
+    asked where there is none. Raises what `extract` does, with the file's line where one is at fault.
+    """
+    options = Options() if options is None else options
+    given = Given(chat, Path(responses), probes, options, judge)
+    return _run(chat, given, Path(out), run_dir, given.judge, progress, finish)
 
 
 def extract_traits(
@@ -131,13 +156,12 @@ def extract_traits(
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
     options = replace(options, prompts=1, calibration=1)
     made = partial(finish_traits, traits=traits)
-    return _run(chat, poles, options, Path(out), run_dir, judge or AcceptAll(), progress, made)
+    return _run(chat, Asked(chat, poles, options), Path(out), run_dir, judge or AcceptAll(), progress, made)
 
 
 def _run(
     chat: ChatModel,
-    probes: Probes,
-    options: Options,
+    source: Asked | Given,
     out: Path,
     run_dir: str | Path | None,
     judge: Judge,
@@ -149,17 +173,19 @@ def _run(
         raise ExtractionError(f"cannot write {out}: there is no directory {out.parent}")
     began = time.monotonic()
     directory = run_directory(out) if run_dir is None else Path(run_dir)
+    if isinstance(source, Given) and source.responses.path.resolve().parent == directory.resolve():
+        raise ExtractionError(f"{source.responses.path} lies in this run's own directory: name another with --run-dir")
     with RunStore.open(directory) as store:
         try:
-            plan = _planned(chat, probes, options, judge, store, progress)
-            for note in chat.notes:
+            plan = _planned(chat, source, judge, store, progress)
+            for note in (*chat.notes, *source.notes):
                 progress(Note(note))
             pca = KeptPca.of(plan, chat.hidden_size, store.path)
-            draw(chat, plan, judge, store, progress, pca)
+            draw(chat, plan, judge, store, progress, pca, source.take)
             found = make(chat, plan, judge, store, out, progress, time.monotonic() - began)
             if pca is not None:
                 about = {**run_metadata(chat, plan, judge), "layer": pca.layer, "rollouts": pca.pca.rollouts}
-                save_space(pca.pca.result(options.min_accepted), space_path(out), about)
+                save_space(pca.pca.result(plan.options.min_accepted), space_path(out), about)
                 progress(Saved(str(space_path(out))))
         except KeyboardInterrupt as stop:
             raise Interrupted(
@@ -169,13 +195,11 @@ def _run(
     return found
 
 
-def _planned(
-    chat: ChatModel, probes: Probes, options: Options, judge: Judge, store: RunStore, progress: Listener
-) -> Plan:
+def _planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunStore, progress: Listener) -> Plan:
     """The plan of this run: the one on disk if it is the same, else a new one with a batch size that was
     tried out."""
     stored = store.read_plan()
-    draft = make_plan(chat, probes, options, stored["batch_size"] if stored else options.batch_size or 1)
+    draft = source.plan(stored["batch_size"] if stored else source.options.batch_size or 1)
     require_layers(draft)
     KeptPca.of(draft, chat.hidden_size, store.path)
     wanted = settings(chat, draft, judge)
@@ -190,19 +214,20 @@ def _planned(
                 )
             )
     else:
-        trial = try_out(chat, draft, options.batch_size)
-        plan = make_plan(chat, probes, options, trial.batch_size)
+        trial = source.try_out(draft)
+        plan = source.plan(trial.batch_size)
     done, _ = drawn_so_far(plan, store)
     store.cut_rollouts()
     batches = (plan.rollouts - done) / plan.batch_size
     progress(
         Planned(
             roles=len(plan.roles),
-            prompts=options.prompts,
+            prompts=plan.options.prompts,
             questions=len(plan.questions),
             rollouts=plan.rollouts,
             default_rollouts=plan.default_rollouts,
-            tokens=(plan.rollouts - done) * options.sampling.max_new_tokens,
+            tokens=0 if source.take else (plan.rollouts - done) * plan.options.sampling.max_new_tokens,
+            given=source.take is not None,
             seconds=batches * trial.batch_seconds + trial.calibration_seconds,
             batch_size=plan.batch_size,
             done=done,

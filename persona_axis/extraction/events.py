@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Planned:
     """Before anything is generated. An exception raised by the listener here calls the run off.
 
-    `tokens` is the most that can be generated; `seconds` an upper estimate from a timed trial, calibration
-    included; `done` rollouts were there already and are kept.
+    `tokens` is the most that can be generated, `seconds` an upper estimate from a timed trial, calibration
+    included; `done` rollouts were there already and are kept. `given`: replies exist already and are read only.
     """
 
     roles: int
@@ -25,6 +25,7 @@ class Planned:
     batch_size: int
     done: int
     run_dir: str
+    given: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,17 @@ from persona_axis.extraction.rolloutpca import KeptPca
 from persona_axis.extraction.store import TALLIES, BlockState, RunStore
 from persona_axis.judges import Judge, Judged, verdicts
 
+Take = Callable[[RunStore, Block, Batch, list[tuple[int, int, int]]], tuple[Replies, Judge]]
+
 
 def draw(
-    chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, listener: Listener, pca: KeptPca | None = None
-) -> None:
-    """Draw what the store does not hold yet; raises `ExtractionError` where going on would be wrong."""
+    chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, listener: Listener, pca: KeptPca | None = None,
+    take: Take | None = None,
+) -> None:  # fmt: skip
+    """Draw what the store does not hold yet; raises `ExtractionError` where going on would be wrong.
+
+    `take` gives the replies of a batch that exist already, and who says whether they are in role.
+    """
     meter = _Meter(plan, store, listener)
     if pca is not None:
         pca.resume(meter.rollouts)
@@ -39,8 +45,11 @@ def draw(
                 f"{store.path} was planned by another version of this program: delete it and start again"
             )
         for batch in block.batches[state.done :]:
-            replies = _generate(chat, plan, store, block, batch, splits)
-            lines = _count(chat, plan, judge, block, batch, replies, state)
+            if take is None:
+                replies, who = _generate(chat, plan, store, block, batch, splits), judge
+            else:
+                replies, who = take(store, block, batch, splits)
+            lines = _count(chat, plan, who, block, batch, replies, state)
             if pca is not None:
                 pca.take(lines, replies.sums)
                 pca.commit(meter.rollouts, meter.rollouts + len(batch.items))
