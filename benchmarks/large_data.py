@@ -1,7 +1,9 @@
-"""What large data costs: an axis file of gigabytes, a PCA of 100,000 rollouts.
+"""What large data costs: an axis file of gigabytes, a PCA of 100,000 rollouts, replies that are only read.
 
     python benchmarks/large_data.py axis                  # 126 layers x 16384 x 300 roles
     python benchmarks/large_data.py pca                   # 8192 wide, 25,000 and 100,000 rollouts
+    python benchmarks/large_data.py responses             # Troupe's rollouts drawn, then read again
+    python benchmarks/large_data.py offload               # a random model in memory and on disk
 
 Each measurement runs in a process of its own, so that its peak memory is its own. The figures are those of
 docs/cost.md.
@@ -213,6 +215,85 @@ def pca_exact(rollouts: int, hidden: int) -> None:
         print(f"| {n} | {error[:n].max():.1e} | {own[:n].min():.4f} | {inside[:n].min():.4f} |", flush=True)
 
 
+def responses(questions: int) -> None:
+    """Troupe draws a plan; then the same rollouts are read, in processes of their own."""
+    print("\n| Troupe | rollouts | seconds | rollouts/s | MB of memory | least cosine |", flush=True)
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        for what in ("drawn", "read"):
+            _alone("responses-call", what, directory, str(questions))
+
+
+def responses_call(what: str, directory: str, questions: int) -> None:
+    """The whole extraction, calibration included, in one of the two ways."""
+    import torch
+
+    from persona_axis import Axis, ChatModel, load_probes
+    from persona_axis.extract import Options, extract, extract_responses
+
+    torch.set_num_threads(1)
+    chat, probes = ChatModel.load("troupe"), load_probes()
+    options = Options.preset(chat, questions=questions, batch_size=64)
+    drawn = Path(directory, "drawn.safetensors")
+    run = Path(f"{drawn}.run")
+    if what == "drawn":
+        seconds, rose, found = _measured(lambda: extract(chat, probes, options, out=drawn))
+    else:
+        out = Path(directory, "read.safetensors")
+        seconds, rose, found = _measured(lambda: extract_responses(chat, run, probes, options, out=out))
+    pairs = zip(found.axis.arrays["direction"], Axis.load(drawn).arrays["direction"], strict=True)
+    cosine = min(float(a.astype(float) @ b) for a, b in pairs)
+    count = found.counts.rollouts
+    print(f"| {what} | {count:,} | {seconds:.0f} | {count / seconds:.0f} | +{rose:.0f} | {cosine:.7f} |", flush=True)
+
+
+def offload(layers: int, hidden: int) -> None:
+    """A random Llama in memory and with its layers on disk: seconds of a batch drawn and of a batch read."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=hidden // 64, num_key_value_heads=hidden // 128, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        LlamaForCausalLM(config).save_pretrained(directory)
+        print(f"\n{layers} layers x {hidden}, {_size(directory):.0f} MB; 32 rows of 64 tokens, 16 drawn\n")
+        print("| layers | seconds to draw | seconds to read | MB of memory |\n| --- | --- | --- | --- |", flush=True)
+        for where in ("cpu", "disk"):
+            _alone("offload-call", where, directory)
+
+
+def _size(directory: str) -> float:
+    return sum(path.stat().st_size for path in Path(directory).iterdir()) / MB
+
+
+def offload_call(where: str, directory: str) -> None:
+    """One batch drawn and one read, with the layers at one place."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    layers = json.loads(Path(directory, "config.json").read_text())["num_hidden_layers"]
+    places = {f"model.layers.{i}": where for i in range(layers)}
+    rest = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
+    before = _peak()
+    model = AutoModelForCausalLM.from_pretrained(directory, device_map=places | rest)
+    ids = torch.arange(32 * 64).reshape(32, 64) % 1000 + 10
+
+    def draw() -> None:
+        model.generate(ids, max_new_tokens=16, min_new_tokens=16, do_sample=False, pad_token_id=0)
+
+    def read() -> None:
+        with torch.inference_mode():
+            model.base_model(input_ids=ids, use_cache=False)
+
+    read()
+    (drawing, _, _), (reading, _, _) = _measured(draw), _measured(read)
+    print(f"| {where} | {drawing:.1f} | {reading:.1f} | +{_peak() - before:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -229,9 +310,22 @@ def main() -> None:
         one = kinds.add_parser(name, help="one measurement of it")
         one.add_argument("rollouts", type=int)
         one.add_argument("hidden", type=int)
+    of_responses = kinds.add_parser("responses", help="rollouts that exist already")
+    of_responses.add_argument("--questions", type=int, default=4)
+    one = kinds.add_parser("responses-call", help="one way of the two")
+    one.add_argument("what")
+    one.add_argument("directory")
+    one.add_argument("questions", type=int)
+    of_offload = kinds.add_parser("offload", help="a model whose layers are on disk")
+    for name, default in (("layers", 8), ("hidden", 1024)):
+        of_offload.add_argument(f"--{name}", type=int, default=default)
+    one = kinds.add_parser("offload-call", help="one place of the two")
+    one.add_argument("where")
+    one.add_argument("directory")
     asked = vars(parser.parse_args())
     work: dict[str, Callable[..., None]] = {"axis": axis, "axis-call": axis_call, "pca": pca}
-    work |= {"pca-call": pca_call, "pca-exact": pca_exact}
+    work |= {"pca-call": pca_call, "pca-exact": pca_exact, "responses": responses, "responses-call": responses_call}
+    work |= {"offload": offload, "offload-call": offload_call}
     work[asked.pop("kind")](**asked)
 
 
