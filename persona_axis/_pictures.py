@@ -56,11 +56,11 @@ def _save(figures: Iterable[tuple[str, Figure]], directory: Path) -> list[Path]:
 
 
 def _pictures(axis: Axis, layer: int) -> Iterator[tuple[str, Figure]]:
-    if "roles" in axis.arrays and "default" in axis.arrays:
+    if layer in axis.role_layers and "default" in axis.arrays:
         space, home = axis.space(layer), default_projection(axis, layer)
         row = axis.row(layer)
         # A space of two roles has one component; the second coordinate is then 0 for all.
-        points = _two_columns(space.project(axis.array("roles")[:, row]))
+        points = _two_columns(space.project(axis.roles_at(layer)))
         place = _two_columns(space.project(axis.array("default")[row])[None])[0]
         shares = np.append(space.explained_variance_ratio, 0.0)
         yield "roles", plots.role_map(
@@ -81,7 +81,8 @@ def _pictures(axis: Axis, layer: int) -> Iterator[tuple[str, Figure]]:
 
 
 def _profile(axis: Axis) -> Figure:
-    cosines = [abs(axis.space(layer).cosine_axis_pc1) for layer in axis.layers]
+    held = set(axis.role_layers)  # a gap in the curve where the file has no role vectors
+    cosines = [abs(axis.space(layer).cosine_axis_pc1) if layer in held else float("nan") for layer in axis.layers]
     curves, bands = {"|cos(axis, PC1)|": cosines}, {}
     if axis.metadata.get("split_half"):
         halves = axis.split_half
