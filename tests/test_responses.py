@@ -23,7 +23,7 @@ from persona_axis.extract import Options, extract, extract_responses, run_direct
 from persona_axis.extraction import given, responses
 from persona_axis.extraction.events import Note, Planned
 from persona_axis.extraction.rolloutpca import space_path
-from persona_axis.judges import AcceptAll
+from persona_axis.judges import AcceptAll, Judged
 from persona_axis.sampling import Sampling
 
 OPTIONS = Options(prompts=2, questions=8, sampling=Sampling(max_new_tokens=12), batch_size=10, min_accepted=3)
@@ -209,8 +209,22 @@ class TestScores:
         assert found.metadata["accepted"]["role 1"] == len(of_roles) - 2
 
     def test_the_file_s_judge_knows_nothing_else(self):
-        with pytest.raises(JudgeError, match="knows the rollouts of its file only"):
-            given.GivenJudge(None, "given").score([])
+        shown = Judged("ghost", "", "be a ghost", "what ?", "yes")
+        judge = given.GivenJudge(None, "given")
+        for _ in range(2):
+            judge.hear([(shown, responses.Response(1, "yes", None, 3, True))])
+            assert judge.score([shown]) == [3]
+        with pytest.raises(JudgeError, match="knows the rollouts of its file only, not 'yes'"):
+            judge.score([shown])
+
+    def test_the_same_words_may_be_scored_twice_and_otherwise(self, tmp_path):
+        told = [{**line, "sample": n} for n in range(2) for line in lines()]
+        for line in told:
+            if line["role"] != "default":
+                line["score"] = 3 if line["sample"] else 1
+        found = read(written(tmp_path / "r.jsonl", told), tmp_path / "axis", replace(OPTIONS, min_accepted=1))
+        tallies = found.metadata["tallies"]
+        assert tallies["score3"] == tallies["score1"] == len([line for line in told if line["role"] != "default"]) / 2
 
 
 GOOD = '{"role": "role 1", "prompt": "be a .", "question": "what ?", "response": "yes", "score": 3}'

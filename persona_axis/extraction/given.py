@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from persona_axis.extraction.means import Replies
 from persona_axis.extraction.options import Options
 from persona_axis.extraction.plan import DEFAULT, Batch, Block, Item, Plan, even_parts, make_plan
 from persona_axis.extraction.responses import Response, Responses, by_role
-from persona_axis.extraction.rollouts import halved
+from persona_axis.extraction.rollouts import halved, shown_of
 from persona_axis.extraction.store import RunStore
 from persona_axis.extraction.trial import Trial
 from persona_axis.judges import Judge, Judged, verdicts
@@ -95,49 +95,39 @@ def _evened(responses: Responses) -> Probes:
     return replace(responses.probes, roles=tuple(full))
 
 
-class Given(NamedTuple):
-    """Replies of a batch as they are read from the file, and who says whether they are in role."""
-
-    replies: Replies
-    judge: Judge
-
-
-@dataclass(frozen=True)
 class GivenJudge:
-    """The file's scores; where it has none, another judge is asked."""
+    """The file's scores; where it has none, another judge is asked. `said` is who gave the scores.
 
-    other: Judge | None
-    said: str
-    """Who gave the scores."""
+    `Reader` tells it of each batch, before it is asked about any of it.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.said if self.other is None else f"{self.said}, else {self.other.name}"
-
-    def score(self, rollouts: Sequence[Judged]) -> Sequence[int | None]:
-        """Only the scores of a batch that was read can be told, by `Given.judge`."""
-        raise JudgeError(f"judge {self.name!r} knows the rollouts of its file only")
-
-
-@dataclass(frozen=True)
-class _OfBatch:
-    """The scores of one batch, in the order in which they will be asked for."""
-
-    judge: GivenJudge
-    responses: Sequence[Response]
+    def __init__(self, other: Judge | None, said: str) -> None:
+        self._other, self._said = other, said
+        self._batch: dict[Judged, list[Response]] = {}
 
     @property
     def name(self) -> str:
-        return self.judge.name
+        """Who gave the scores, and who gives those that are missing."""
+        return self._said if self._other is None else f"{self._said}, else {self._other.name}"
+
+    def hear(self, batch: Iterable[tuple[Judged, Response]]) -> None:
+        """The lines that the next questions will be about; the same words may stand in several, in this order."""
+        self._batch.clear()
+        for shown, response in batch:
+            self._batch.setdefault(shown, []).append(response)
 
     def score(self, rollouts: Sequence[Judged]) -> list[int | None]:
-        """The given ones, and for the others one call of the judge."""
-        found: list[int | None] = [response.score for response in self.responses]
-        asked = [i for i, response in enumerate(self.responses) if not response.judged]
-        if asked and self.judge.other is None:
-            raise JudgeError(f"line {self.responses[asked[0]].number} has no score, and no judge is named")
-        if self.judge.other is not None:
-            for i, verdict in zip(asked, verdicts(self.judge.other, [rollouts[i] for i in asked]), strict=True):
+        """The given scores, and for the others one call of the other judge. Raises `JudgeError` about a rollout that is
+        not of the batch."""
+        if unheard := [one for one in rollouts if not self._batch.get(one)]:
+            raise JudgeError(f"judge {self.name!r} knows the rollouts of its file only, not {unheard[0].reply[:40]!r}")
+        lines = [self._batch[one].pop(0) for one in rollouts]
+        found = [line.score for line in lines]
+        asked = [i for i, line in enumerate(lines) if not line.judged]
+        if asked and self._other is None:
+            raise JudgeError(f"line {lines[asked[0]].number} has no score, and no judge is named")
+        if self._other is not None:
+            for i, verdict in zip(asked, verdicts(self._other, [rollouts[i] for i in asked]), strict=True):
                 found[i] = verdict
         return found
 
@@ -157,7 +147,7 @@ class Reader:
     def __init__(self, chat: ChatModel, plan: GivenPlan, judge: GivenJudge) -> None:
         self.chat, self.plan, self.judge = chat, plan, judge
 
-    def take(self, store: RunStore, block: Block, batch: Batch, splits: list[tuple[int, int, int]]) -> Given:
+    def take(self, store: RunStore, block: Block, batch: Batch, splits: list[tuple[int, int, int]]) -> Replies:
         """Read a batch, in parts if memory asks for it, which are on record before they are read."""
         while True:
             most = min([n for b, i, n in splits if (b, i) <= (block.index, batch.index)], default=self.plan.batch_size)
@@ -186,17 +176,14 @@ class Reader:
         calibration = min(self.plan.rollouts, 2 * self.plan.options.calibration) / rows * seconds
         return Trial(rows if batch_size is None else min(rows, batch_size), seconds, calibration)
 
-    def _read(self, items: Sequence[Item], parts: Sequence[tuple[int, int]]) -> Given:
+    def _read(self, items: Sequence[Item], parts: Sequence[tuple[int, int]]) -> Replies:
         responses = [self.plan.responses.read(item) for item in items]
         ids = [self._ids(item, response) for item, response in zip(items, responses, strict=True)]
         prompts = self.chat.encode_batch(self.plan.messages(item) for item in items)
         read = [read_sums(self.chat, self.plan.layers, prompts[a:b], ids[a:b]) for a, b in parts]
-        # The order in which `draw` asks: replies of roles that are not empty.
-        texts = self.chat.decode(ids)
-        of = zip(responses, items, texts, strict=True)
-        asked = [response for response, item, text in of if item.role != DEFAULT and text.strip()]
-        replies = Replies(ids, torch.cat([sums for sums, _ in read]), torch.cat([norms for _, norms in read]))
-        return Given(replies, _OfBatch(self.judge, asked))
+        shown = [shown_of(self.plan, item, text) for item, text in zip(items, self.chat.decode(ids), strict=True)]
+        self.judge.hear(zip(shown, responses, strict=True))
+        return Replies(ids, torch.cat([sums for sums, _ in read]), torch.cat([norms for _, norms in read]))
 
     def _ids(self, item: Item, response: Response) -> list[int]:
         """The tokens of a reply: those the file states, else those that the chat template makes of its text."""

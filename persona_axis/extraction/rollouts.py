@@ -19,7 +19,7 @@ from persona_axis.extraction.rolloutpca import KeptPca
 from persona_axis.extraction.store import TALLIES, BlockState, RunStore
 from persona_axis.judges import Judge, Judged, verdicts
 
-Take = Callable[[RunStore, Block, Batch, list[tuple[int, int, int]]], tuple[Replies, Judge]]
+Take = Callable[[RunStore, Block, Batch, list[tuple[int, int, int]]], Replies]
 
 
 def draw(
@@ -28,7 +28,7 @@ def draw(
 ) -> None:  # fmt: skip
     """Draw what the store does not hold yet; raises `ExtractionError` where going on would be wrong.
 
-    `take` gives the replies of a batch that exist already, and who says whether they are in role.
+    `take` gives the replies of a batch that exist already.
     """
     meter = _Meter(plan, store, listener)
     if pca is not None:
@@ -46,10 +46,10 @@ def draw(
             )
         for batch in block.batches[state.done :]:
             if take is None:
-                replies, who = _generate(chat, plan, store, block, batch, splits), judge
+                replies = _generate(chat, plan, store, block, batch, splits)
             else:
-                replies, who = take(store, block, batch, splits)
-            lines = _count(chat, plan, who, block, batch, replies, state)
+                replies = take(store, block, batch, splits)
+            lines = _count(chat, plan, judge, block, batch, replies, state)
             if pca is not None:
                 pca.take(lines, replies.sums)
                 pca.commit(meter.rollouts, meter.rollouts + len(batch.items))
@@ -120,7 +120,7 @@ def _count(
     texts, thinking = chat.decode(replies.ids), chat.thinks(replies.ids)
     empty = [not text.strip() for text in texts]
     to_judge = [i for i, item in enumerate(batch.items) if item.role != DEFAULT and not empty[i]]
-    given = verdicts(judge, [_shown(plan, batch.items[i], texts[i]) for i in to_judge])
+    given = verdicts(judge, [shown_of(plan, batch.items[i], texts[i]) for i in to_judge])
     scores = dict(zip(to_judge, given, strict=True))
     rows = {role: row for row, role in enumerate(block.roles)}
     tallies = state.tallies.numpy()  # the same memory, without a tensor operation for each count
@@ -152,7 +152,8 @@ def _count(
     return lines
 
 
-def _shown(plan: Plan, item: Item, reply: str) -> Judged:
+def shown_of(plan: Plan, item: Item, reply: str) -> Judged:
+    """What a judge is shown of a rollout."""
     role = plan.role(item.role)
     return Judged(
         role.name,
