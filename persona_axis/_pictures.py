@@ -81,15 +81,18 @@ def _pictures(axis: Axis, layer: int) -> Iterator[tuple[str, Figure]]:
 
 
 def _profile(axis: Axis) -> Figure:
-    held = set(axis.role_layers)  # a gap in the curve where the file has no role vectors
-    cosines = [abs(axis.space(layer).cosine_axis_pc1) if layer in held else float("nan") for layer in axis.layers]
-    curves, bands = {"|cos(axis, PC1)|": cosines}, {}
+    """Over the layers whose role vectors the file holds."""
+    rows = [axis.row(layer) for layer in axis.role_layers]
+    curves = {"|cos(axis, PC1)|": [abs(axis.space(layer).cosine_axis_pc1) for layer in axis.role_layers]}
+    bands = {}
     if axis.metadata.get("split_half"):
-        halves = axis.split_half
-        curves["split-half cosine"] = list(halves.cosine)
-        bands["split-half cosine"] = (list(halves.low), list(halves.high))
+        cosine, low, high = ([values[row] for row in rows] for values in axis.split_half)
+        curves["split-half cosine"] = cosine
+        bands["split-half cosine"] = (low, high)
     chosen = axis.metadata.get("recommended_layer")
-    return plots.layer_profile(axis.layers, curves, bands=bands, chosen=chosen)
+    return plots.layer_profile(
+        axis.role_layers, curves, bands=bands, chosen=chosen if chosen in axis.role_layers else None
+    )
 
 
 def _two_columns(points: np.ndarray) -> np.ndarray:

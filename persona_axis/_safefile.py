@@ -19,7 +19,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from persona_axis._asked import path_of
-from persona_axis._blocks import Block, Identity, size_of, widened
+from persona_axis._blocks import Block, widened
 from persona_axis._plainfile import open_file, read_file
 from persona_axis.errors import AxisFileError
 
@@ -29,13 +29,12 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 16 * 2**20
 """Far above any real header (300 role names with counts are 20 kB), far below what could hurt."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
     "I64": np.dtype("<i8"),
     "BF16": np.dtype("<u2"),
 }
-_FLOATS = ("F32", "BF16")
 _HALF = {"F16": np.dtype("<f2")}  # in other people's files only
 _MOST_SIDES, _MOST_NUMBERS = 8, 2**60  # more is no array of any kind; a product of thousands of sides takes hours
 _OURS = {
@@ -69,52 +68,19 @@ def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
         raw = read_file(file)
     except OSError as error:
         raise AxisFileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return _whole(path, raw, _DTYPES | _HALF if half else _DTYPES)
+    return whole(path, raw, DTYPES | _HALF if half else DTYPES)
 
 
-def read_leaving(path: str | os.PathLike[str], name: str, above: int) -> SafeFile:
-    """`read_safe`, but a tensor `name` [n, rows, width] of more than so many bytes stays in the file, as a `Block`."""
-    named = path_of("path", path)
-    try:
-        with open_file(named) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size <= above:
-                return _whole(path, file.read(), _DTYPES)
-            start = file.read(8)
-            header = _header(path, start + file.read(min(int.from_bytes(start, "little"), MAX_HEADER_BYTES)), size)
-            metadata = _metadata(path, header)
-            first = 8 + int.from_bytes(start, "little")
-            dtypes = _layout(path, header, size - first, _DTYPES)
-            entry = header.get(name, {"shape": [], "dtype": ""})
-            shape, dtype = tuple(entry["shape"]), entry["dtype"]
-            small = len(shape) != 3 or size_of(shape, _DTYPES[dtype].itemsize) <= above
-            if small or dtype not in _FLOATS:
-                file.seek(0)
-                return _whole(path, file.read(), _DTYPES)
-            arrays = {}
-            for other in [other for other in dtypes if other != name]:
-                begin, end = header[other]["data_offsets"]
-                file.seek(first + begin)
-                data = file.read(end - begin)
-                if len(data) != end - begin:
-                    raise AxisFileError(f"{path}: truncated while it was read")
-                arrays[other] = _array({**header[other], "data": data})
-            place = first + entry["data_offsets"][0]
-            block = Block(os.path.abspath(path), Identity.of(file), place, shape, dtype == "BF16")
-            return SafeFile(arrays, dtypes, metadata, {name: block})
-    except OSError as error:
-        raise AxisFileError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def _whole(path: str | os.PathLike[str], raw: bytes, accepted: Mapping[str, np.dtype[Any]]) -> SafeFile:
-    header = _header(path, raw, len(raw))
-    metadata = _metadata(path, header)
-    dtypes = _layout(path, header, len(raw) - 8 - int.from_bytes(raw[:8], "little"), accepted)
+def whole(path: str | os.PathLike[str], raw: bytes, accepted: Mapping[str, np.dtype[Any]] = DTYPES) -> SafeFile:
+    """The content of a file that was read, checked."""
+    header = read_header(path, raw, len(raw))
+    metadata = metadata_of(path, header)
+    dtypes = layout(path, header, len(raw) - 8 - int.from_bytes(raw[:8], "little"), accepted)
     try:
         stored = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise AxisFileError(f"{path}: not a valid safetensors file: {error}") from None
-    return SafeFile({name: _array(stored[name]) for name in dtypes}, dtypes, metadata)
+    return SafeFile({name: array_of(stored[name]) for name in dtypes}, dtypes, metadata)
 
 
 def stated_format(path: str | os.PathLike[str]) -> str:
@@ -207,7 +173,7 @@ def _mode(target: Path) -> int:
     return 0o666 & ~mask
 
 
-def _header(path: Any, raw: bytes, size: int) -> dict[str, Any]:
+def read_header(path: Any, raw: bytes, size: int) -> dict[str, Any]:
     """The header at the start of a file of `size` bytes."""
     if raw.startswith(_PICKLE_STARTS) and raw[8:9] != b"{":  # a header of 640 bytes begins as a pickle does
         raise AxisFileError(
@@ -240,14 +206,15 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _metadata(path: Any, header: dict[str, Any]) -> dict[str, str]:
+def metadata_of(path: Any, header: dict[str, Any]) -> dict[str, str]:
+    """The metadata, which are taken out of the header."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise AxisFileError(f"{path}: metadata must map strings to strings")
     return metadata
 
 
-def _layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str, np.dtype[Any]]) -> dict[str, str]:
+def layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str, np.dtype[Any]]) -> dict[str, str]:
     """The dtype of each tensor, once the offsets of all of them are known to fill the file exactly."""
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
@@ -285,8 +252,9 @@ def plain_shape(shape: Sequence[Any]) -> bool:
     return numbers < _MOST_NUMBERS
 
 
-def _array(entry: Mapping[str, Any]) -> NDArray[Any]:
-    dtype = (_DTYPES | _HALF)[entry["dtype"]]
+def array_of(entry: Mapping[str, Any]) -> NDArray[Any]:
+    """The numbers of a header entry with its `data`."""
+    dtype = (DTYPES | _HALF)[entry["dtype"]]
     array: NDArray[Any] = np.frombuffer(entry["data"], dtype=dtype).reshape(entry["shape"])
     if entry["dtype"] == "BF16":
         return widened(array)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from persona_axis._axisfile import decode_metadata, encode_metadata
-from persona_axis._safefile import read_safe, write_safe
+from persona_axis._safefile import read_safe, write_safe, wrong_format
 from persona_axis.errors import AxisFileError
 from persona_axis.space import PersonaSpace
 
@@ -38,7 +38,7 @@ def load_space(path: str | os.PathLike[str]) -> SpaceFile:
     file = read_safe(path)
     about = decode_metadata(str(path), file.metadata)
     if about.get("format") != FORMAT:
-        raise AxisFileError(f"{path}: format: expected {FORMAT!r}, found {about.get('format')!r}")
+        raise AxisFileError(f"{path}: {wrong_format(FORMAT, about.get('format'))}")
     names = about.get("role_names")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise AxisFileError(f"{path}: role_names: expected a list of names")

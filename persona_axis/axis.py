@@ -34,8 +34,9 @@ from persona_axis._axisparts import (
     told_layers,
 )
 from persona_axis._blocks import Held, unread
+from persona_axis._leaving import read_leaving
 from persona_axis._rolerows import row_digests
-from persona_axis._safefile import read_leaving, write_safe
+from persona_axis._safefile import write_safe
 from persona_axis.errors import AxisFileError, AxisMismatchError, CapError
 from persona_axis.space import PersonaSpace
 

@@ -20,6 +20,7 @@ from test_axis import LAYER_INDICES, NAMES, ROLES, ROWS, WIDTH, arrays, make, me
 
 from persona_axis import Axis, AxisFileError, AxisMismatchError, axis
 from persona_axis._blocks import Block, unread
+from persona_axis._pictures import save_pictures
 from persona_axis._safefile import write_safe
 from persona_axis._tables import show_axis
 from persona_axis.calibration.settings import axis_sha256
@@ -202,6 +203,9 @@ class TestSomeLayers:
         show_axis(console, made, 2)
         told = console.export_text()
         assert "of layers 4, 7 only, in bfloat16" in told and "no role vectors of layer 2" in told
+        drawn = [path.name for path in save_pictures(made, tmp_path, None)]
+        assert drawn == ["roles.png", "variance.png", "ranking.png", "layers.png", "distributions.png"]
+        assert [path.name for path in save_pictures(made, tmp_path, 2)] == ["distributions.png"]
         axis_to_dict(made, tmp_path / "x.pt")
         held = torch.load(tmp_path / "x.pt", weights_only=True)
         np.testing.assert_allclose(held["role_mean"][7], arrays()["roles"].mean(axis=0)[2], rtol=1e-5)
@@ -223,12 +227,13 @@ def test_files_are_written_as_safetensors_itself_orders_them(tmp_path):
 
 
 CHILD = """
-import json, resource, sys
+import json, sys
 import numpy as np
 from persona_axis import Axis
 def facts():
     io = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
-    return int(io["rchar"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())["VmHWM"]
+    return int(io["rchar"]), int(peak.split()[0]) * 1024  # getrusage begins with the peak of the parent
 before = facts()
 axis = Axis.load(sys.argv[1])
 loaded = facts()

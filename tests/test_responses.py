@@ -300,6 +300,9 @@ class TestWhatIsRefused:
             read(run_directory(drawn), drawn)
         with pytest.raises(ExtractionError, match="cannot be read: No such file"):
             read(tmp_path / "none.jsonl", tmp_path / "axis")
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ExtractionError, match="cannot be read: it is a pipe"):
+            read(tmp_path / "pipe", tmp_path / "axis")
         (tmp_path / "plan.json").write_text("{}")
         with pytest.raises(ExtractionError, match="plan.json is damaged"):
             responses.run_beside(tmp_path)
