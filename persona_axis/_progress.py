@@ -74,14 +74,23 @@ class Display:
             self._bar.stop()
 
     def _plan(self, plan: Planned) -> None:
-        lines = [
+        asked = (
             f"plan ({self.preset}, changed by what options say): {plan.roles} {self.roles} x {plan.prompts} prompts "
             f"x {plan.questions} questions "
             f"+ {plan.default_rollouts:,} of the default = {plan.rollouts:,} rollouts, "
-            f"at most {plan.tokens:,} tokens, in batches of {plan.batch_size}",
+            f"at most {plan.tokens:,} tokens, in batches of {plan.batch_size}"
+        )
+        rounds = (
             f"drawn in rounds, the first of {plan.first_round:,}, until its cosine is certain to {plan.precision:g}"
             if plan.precision < 1
-            else "all of them are drawn",
+            else "all of them are drawn"
+        )
+        given = (
+            f"reading {plan.rollouts:,} rollouts that exist already, of {plan.roles} {self.roles} and "
+            f"{plan.default_rollouts:,} of the default, in batches of {plan.batch_size}"
+        )
+        lines = [
+            *([given] if plan.given else [asked, rounds]),
             f"time: {clock(plan.seconds)} at most; state in {plan.run_dir}",
         ]
         if plan.done:

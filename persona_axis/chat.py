@@ -164,9 +164,15 @@ class ChatModel:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: with several devices, where the embeddings are."""
-        weight: Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]
-        return self.model.device if weight.is_meta else weight.device
+        """Where token ids go: with several devices, where the embeddings are or will be when they are used."""
+        embeddings = self.model.get_input_embeddings()
+        weight: Tensor = embeddings.weight  # type: ignore[assignment]
+        if not weight.is_meta:
+            return weight.device
+        # accelerate keeps the weights elsewhere and fetches them to where its hook says.
+        hook = getattr(embeddings, "_hf_hook", None)
+        places = (getattr(one, "execution_device", None) for one in getattr(hook, "hooks", [hook]))
+        return next((torch.device(place) for place in places if place is not None), self.model.device)
 
     @property
     def notes(self) -> list[str]:

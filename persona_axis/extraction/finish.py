@@ -22,6 +22,7 @@ from persona_axis.extraction.events import Listener
 from persona_axis.extraction.layersums import LayerSums
 from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.report import Counts, Extraction, layer_figures, recommend
+from persona_axis.extraction.rolevectors import is_whole, role_vectors, stored_layers
 from persona_axis.extraction.rounds import chosen_layers
 from persona_axis.extraction.settings import sampling_facts, surroundings
 from persona_axis.extraction.store import TALLIES, RunStore
@@ -37,9 +38,9 @@ def finish(
     tallies = torch.cat([store.tensor(b, "tallies") for b in range(plan.n_blocks)])
     drawn = tallies[:, TALLIES.index("drawn")].numpy()
     kept = _kept(plan, counts, int(default_counts.sum()), drawn[1:])
-    default, roles, certainty = _means(plan, store, kept)
+    default, mean, certainty = _means(plan, store, kept)
     taken = quantiles.sample(store.rollouts(), plan, [plan.roles[i] for i in kept])
-    direction = torch.from_numpy(directions(default, roles))
+    direction = torch.from_numpy(directions(default, mean[None]))
     tables = quantiles.tables(chat, plan, direction, taken, listener)
     accepted = {plan.role(role).name: int(n) for role, n in zip(plan.roles, counts.sum(axis=1), strict=True)}
     names = [plan.role(plan.roles[i]).name for i in kept]
@@ -62,14 +63,18 @@ def finish(
     }
     norms = store.tensor(0, "norms") / max(1, int(tallies[0, TALLIES.index("tokens")]))
     by_name = {name: getattr(tables, name) for name in ("default", "roles", "default_tokens", "roles_tokens")}
+    at = stored_layers(plan, len(kept), chat.hidden_size, metadata["recommended_layer"])
+    roles = role_vectors(plan, store, kept, counts, at)
+    whole = is_whole(plan, at, len(kept), chat.hidden_size)
     axis = Axis.from_means(
-        default, roles, layers=plan.layers, metadata=metadata, mean_norm=norms, quantiles=by_name
-    )
+        default, roles, layers=plan.layers, metadata=metadata, mean_norm=norms, quantiles=by_name,
+        bfloat16_roles=plan.options.bfloat16_roles,
+        roles_mean=None if whole else mean, role_layers=None if whole else at,
+    )  # fmt: skip
     axis.save(out)
-    space = axis.space(axis.recommended_layer)
-    place = float(
-        axis.project(axis.arrays["default"][axis.row(axis.recommended_layer)], axis.recommended_layer)
-    )
+    shown = axis.recommended_layer if axis.recommended_layer in at else at[len(at) // 2]
+    space = axis.space(shown)
+    place = float(axis.project(axis.arrays["default"][axis.row(shown)], shown))
     return Extraction(
         axis=axis,
         path=out,
@@ -105,22 +110,21 @@ def _kept(plan: Plan, counts: NDArray[Any], default_count: int, drawn: NDArray[A
 class _Means(NamedTuple):
     default: NDArray[np.float64]
     """[layers, hidden]."""
-    roles: NDArray[np.float64]
-    """[roles, layers, hidden]."""
+    of_roles: NDArray[np.float64]
+    """[layers, hidden]: the mean of the role vectors."""
     certainty: list[Certainty]
     """By row of the plan's layers."""
 
 
 def _means(plan: Plan, store: RunStore, kept: Sequence[int]) -> _Means:
-    """Vectors of the default and of the `kept` roles, and how certain their axis is; one layer is in memory at a
-    time."""
-    default, roles, found = [], [], []
+    """Default and mean of the `kept` roles, and how certain their axis is; one layer is in memory at a time."""
+    default, mean, found = [], [], []
     for row, layer in enumerate(plan.layers):
         sums = LayerSums.read(plan, store, row).of(kept)
         default.append(sums.default_mean)
-        roles.append(sums.role_means)
+        mean.append(sums.role_means.mean(axis=0))
         found.append(sums.certainty(plan.options.seed + layer))
-    return _Means(np.stack(default), np.stack(roles, axis=1), found)
+    return _Means(np.stack(default), np.stack(mean), found)
 
 
 def _stated(halves: Sequence[SplitHalf]) -> dict[str, list[float]]:

@@ -16,15 +16,20 @@ from persona_axis.extraction.engines import Engine, Job
 from persona_axis.extraction.events import Listener, Progress
 from persona_axis.extraction.means import Replies
 from persona_axis.extraction.plan import DEFAULT, Batch, Block, Item, Plan, Round
+from persona_axis.extraction.rolloutpca import KeptPca
 from persona_axis.extraction.store import TALLIES, BlockState, RunStore
 from persona_axis.judges import Judge, Judged, verdicts
 from persona_axis.sampling import loops
 
 
 def draw(
-    chat: ChatModel, plan: Plan, part: Round, judge: Judge, store: RunStore, engine: Engine, listener: Listener
-) -> None:
-    """Draw what the store does not hold yet of a round; raises `ExtractionError` where going on would be wrong."""
+    chat: ChatModel, plan: Plan, part: Round, judge: Judge, store: RunStore, engine: Engine, listener: Listener,
+    pca: KeptPca | None = None,
+) -> None:  # fmt: skip
+    """Draw what the store does not hold yet of a round; raises `ExtractionError` where going on would be wrong.
+
+    A `pca` goes on from what the store holds, if it has been resumed, and gets each batch before it is committed.
+    """
     meter = _Meter(part, store, plan, listener)
     ahead, here = itertools.tee(_missing(plan, part, store))
     jobs = (
@@ -37,6 +42,9 @@ def draw(
         if state is None or block.index != current:
             state, current = _entered(chat, plan, part, block, store), block.index
         lines = _count(chat, plan, judge, block, batch, replies, state)
+        if pca is not None:
+            pca.take(lines, replies.sums)
+            pca.commit(meter.rollouts, meter.rollouts + len(batch.items))
         state.done += 1
         store.save_batch(block.index, state, lines)
         meter.finished(len(batch.items))
@@ -77,7 +85,7 @@ def _count(
     looping = [bool(loops(torch.tensor([ids]))) for ids in replies.ids]
     usable = [not (empty[i] or looping[i]) for i in range(len(texts))]
     to_judge = [i for i, item in enumerate(batch.items) if item.role != DEFAULT and usable[i]]
-    given = verdicts(judge, [_shown(plan, batch.items[i], texts[i]) for i in to_judge])
+    given = verdicts(judge, [shown_of(plan, batch.items[i], texts[i]) for i in to_judge])
     scores = dict(zip(to_judge, given, strict=True))
     rows = {role: row for row, role in enumerate(block.roles)}
     tallies = state.tallies.numpy()  # the same memory, without a tensor operation for each count
@@ -110,7 +118,8 @@ def _count(
     return lines
 
 
-def _shown(plan: Plan, item: Item, reply: str) -> Judged:
+def shown_of(plan: Plan, item: Item, reply: str) -> Judged:
+    """What a judge is shown of a rollout."""
     role = plan.role(item.role)
     return Judged(
         role.name,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from persona_axis.chat import ChatModel
+from persona_axis.extraction.givenplan import GivenPlan
 from persona_axis.extraction.plan import Plan
 from persona_axis.judges import Judge
 from persona_axis.template import TEMPLATE_DATE
@@ -53,8 +54,10 @@ def deciding_facts(chat: ChatModel) -> dict[str, Any]:
 
 
 def sampling_facts(chat: ChatModel, plan: Plan) -> dict[str, Any]:
-    """The effective sampling, and what was pinned in the template."""
+    """The effective sampling, and what was pinned in the template; of given rollouts, what is known of it."""
     pinned: dict[str, Any] = {"template_date": TEMPLATE_DATE.date().isoformat(), **chat.template.variables}
+    if isinstance(plan, GivenPlan):
+        return {**plan.stated, "template": pinned}
     return {
         **plan.options.sampling.describe(chat.stop_ids, chat.pad_id),
         "thinking": False,
