@@ -90,7 +90,7 @@ class _Running:
             self._manager = model.init_continuous_batching(how, config)
         except (ValueError, NotImplementedError, AttributeError) as error:
             raise ExtractionError(
-                f"transformers' continuous batching does not take {self.chat.name}: {error}; use --engine transformers"
+                f"transformers' continuous batching does not take {self.chat.name}: {error}; leave it out"
             ) from error
         self._manager.logit_processor = self.tables.in_a_list()
         before = self.chat.model.register_forward_pre_hook(self.tables.told_rows, with_kwargs=True)

@@ -104,7 +104,8 @@ def why_not(plan: Plan, last: Round, rounds: Sequence[Recorded]) -> str:
 
 
 def given_up(now: Standing) -> NDArray[np.bool_]:
-    """Roles that the judge keeps refusing: less than one rollout in eight, were even its luck bad (95%)."""
+    """Roles that the judge keeps refusing: it takes less than one rollout in eight, and where it took none, nothing
+    more than that is left possible (95%)."""
     with np.errstate(divide="ignore"):
         none = 1 - 0.05 ** (1 / np.maximum(now.drawn, 1))  # what k refusals in a row leave possible
     rate = (now.accepted + 1) / (now.drawn + 1)
