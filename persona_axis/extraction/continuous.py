@@ -93,12 +93,14 @@ class _Running:
                 f"transformers' continuous batching does not take {self.chat.name}: {error}; leave it out"
             ) from error
         self._manager.logit_processor = self.tables.in_a_list()
-        before = self.chat.model.register_forward_pre_hook(self.tables.told_rows, with_kwargs=True)
-        self._undo.callback(before.remove)
-        layers = self.plan.layers
-        self._undo.enter_context(reading(self.chat.model, layers, self.tables.read, stack=self.chat.layers))
-        self._manager.start()
-        self._undo.callback(lambda: self._manager.stop(block=True, hard_stop=True, timeout=60))
+        with ExitStack() as undo:  # where the start fails, no hook stays on the model
+            before = self.chat.model.register_forward_pre_hook(self.tables.told_rows, with_kwargs=True)
+            undo.callback(before.remove)
+            layers = self.plan.layers
+            undo.enter_context(reading(self.chat.model, layers, self.tables.read, stack=self.chat.layers))
+            self._manager.start()
+            undo.callback(lambda: self._manager.stop(block=True, hard_stop=True, timeout=60))
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
