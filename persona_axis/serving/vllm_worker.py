@@ -150,8 +150,7 @@ class Guard:
         def guarded(*args: Any, **kwargs: Any) -> Any:
             if name != "reload_weights" or args or any(value is not None for value in kwargs.values()):
                 raise CapError(f"{name}: the cap {self.path} was made for the weights that are loaded: restart instead")
-            config = self.worker.vllm_config.model_config
-            self.checkpoint = Checkpoint.read(config.model, config.revision)
+            self.checkpoint = self.checkpoint.again()
             if self.cap is not None:
                 self._require_fit(self.cap)
             return change()
