@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -72,6 +73,20 @@ def alert_when(_context: click.Context, _option: click.Parameter, value: str | N
         if 0 <= found.percentile <= 100 and found.run >= 1:
             return found
     raise click.BadParameter(f"{value!r} is neither a percentile such as 5 nor one with a run of turns such as 5:3")
+
+
+def arguments(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE, several; a value is JSON, or a text where it is none."""
+    found: dict[str, Any] = {}
+    for one in value:
+        name, equals, given = one.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter(f"{one!r} is not NAME=VALUE, such as tensor_parallel_size=2")
+        try:
+            found[name] = json.loads(given)
+        except ValueError:
+            found[name] = given
+    return found
 
 
 def names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...] | None:

@@ -20,6 +20,7 @@ from persona_axis._cli_serve import serve, sglang
 from persona_axis._cli_vectors import export, import_
 from persona_axis._options import (
     allow_option,
+    arguments,
     bound,
     layers,
     load_model,
@@ -61,6 +62,10 @@ def app() -> None:
 @click.option("--precision", type=click.FloatRange(0, 1, min_open=True), metavar="COSINE",
               help="Draw until the axis is this certain; 1 draws the whole plan.  [default: 0.99]")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rollouts at once.  [default: found]")
+@click.option("--engine", type=click.Choice(["transformers", "continuous", "vllm"]), default="transformers",
+              show_default=True, help="Who draws the replies and reads them; a run keeps the one it began with.")
+@click.option("--engine-option", "engine_options", metavar="NAME=VALUE", multiple=True, callback=arguments,
+              help="An argument of vLLM's LLM, such as tensor_parallel_size=2; again for more.")  # fmt: skip
 @click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
 @click.option("--full", is_flag=True, help="The published size: every role, 5 prompts, 240 questions, 512 tokens.")
 @click.option("--traits", is_flag=True, help="Trait vectors in place of an axis: positive minus negative instructions.")
@@ -70,7 +75,8 @@ def app() -> None:
 @debuggable
 def extract(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
             out: Path | None, judge: str | None, probes: Path | None, full: bool, traits: bool,
-            only: tuple[str, ...] | None, run_dir: Path | None, yes: bool, **plan: Any) -> None:  # fmt: skip
+            only: tuple[str, ...] | None, run_dir: Path | None, yes: bool, engine: str,
+            engine_options: dict[str, Any], **plan: Any) -> None:  # fmt: skip
     """Probe MODEL (a directory or a hub name; Troupe if none is given) and write its axis.
 
     Without options Troupe gets the demo's plan (every role, 2 prompts, 15 questions) and any other model a modest
@@ -93,6 +99,10 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
 
     chosen = load_probes(probes)
     asked = load_traits(probes, only) if traits else ()
+
+    from persona_axis.extraction.engines import named as engine_named
+
+    drawn_by = engine_named(engine, engine_options)
     chat = load_model(model, revision, dtype, device_map, stack)
 
     from persona_axis.extract import Options, extract_traits
@@ -106,7 +116,9 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         options = Options.traits_preset(chat, full=full, **plan)
         preset = "240 questions" if full else "a modest one"
         with Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions") as display:
-            made = extract_traits(chat, chosen, asked, options, out=path, run_dir=run_dir, progress=display)
+            made = extract_traits(
+                chat, chosen, asked, options, out=path, run_dir=run_dir, engine=drawn_by, progress=display
+            )
         show_traits(Output(), made)
         return
 
@@ -115,7 +127,9 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     who = named(judge) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
-        found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)
+        found = run_extraction(
+            chat, chosen, options, out=path, run_dir=run_dir, judge=who, engine=drawn_by, progress=display
+        )
     show_axis(Output(), found.axis)
 
 

@@ -115,6 +115,7 @@ def extract_traits(
     out: str | Path,
     run_dir: str | Path | None = None,
     judge: Judge | None = None,
+    engine: MakesEngine = Local,
     progress: Listener = silent,
 ) -> Traits:
     """Extract trait vectors into the file `out`: every trait's two poles answer the same questions of `probes`.
@@ -131,7 +132,7 @@ def extract_traits(
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
     options = replace(options, prompts=1, calibration=1, precision=1)
     made = partial(finish_traits, traits=traits)
-    return _run(chat, poles, options, Path(out), run_dir, judge or AcceptAll(), Local, progress, made)
+    return _run(chat, poles, options, Path(out), run_dir, judge or AcceptAll(), engine, progress, made)
 
 
 def _run(
@@ -152,7 +153,7 @@ def _run(
     directory = run_directory(out) if run_dir is None else Path(run_dir)
     with RunStore.open(directory) as store:
         try:
-            plan = _planned(chat, probes, options, judge, store, progress)
+            plan = _planned(chat, probes, options, judge, engine.name, store, progress)
             for note in chat.notes:
                 progress(Note(note))
             _draw(chat, plan, judge, store, engine(chat, plan, store), progress)
@@ -202,13 +203,13 @@ def _decide(
 
 
 def _planned(
-    chat: ChatModel, probes: Probes, options: Options, judge: Judge, store: RunStore, progress: Listener
+    chat: ChatModel, probes: Probes, options: Options, judge: Judge, engine: str, store: RunStore, progress: Listener
 ) -> Plan:
     """The plan of this run: the one on disk if it is the same, else a new one with a batch size that was
     tried out."""
     stored = store.read_plan()
     draft = make_plan(chat, probes, options, stored["batch_size"] if stored else options.batch_size or 1)
-    wanted = settings(chat, draft, judge)
+    wanted = settings(chat, draft, judge, engine)
     if stored is not None:
         refuse_difference(store.path, stored["settings"], wanted)
         plan, trial = draft, Trial(**stored["trial"])

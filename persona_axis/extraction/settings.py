@@ -18,7 +18,7 @@ FORMAT = "persona-axis-run/1"
 _DECIDING = ("architecture", "hidden_size", "num_layers", "dtype", "weights_sha256", "chat_template_sha256")
 
 
-def settings(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
+def settings(chat: ChatModel, plan: Plan, judge: Judge, engine: str) -> dict[str, Any]:
     """What a run must share with the one it goes on from.
 
     The model's name and path are not among it, nor what is decided after the last rollout is drawn (how many
@@ -33,6 +33,7 @@ def settings(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
         "probes": plan.probes.fingerprint,
         "defaults": list(plan.defaults),
         "judge": judge.name,
+        "engine": engine,
         "sampling": sampling_facts(chat, plan),
         "seed": options.seed,
         "roles": len(plan.roles),
