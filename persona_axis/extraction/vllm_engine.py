@@ -183,9 +183,9 @@ class _Running:
         if not bool((apart <= _ALIKE).all()):
             worst = int(apart.nan_to_num(torch.inf).argmax())
             raise ExtractionError(
-                f"layer {self.plan.layers[worst]}: vLLM's workers read {apart[worst]:.0%} something else of a reply than "
-                f"transformers on the same tokens (at most {_ALIKE:.0%}): are the weights that vLLM loaded those of "
-                f"{self.chat.name} here? Use --engine transformers"
+                f"layer {self.plan.layers[worst]}: what vLLM's workers read is {apart[worst]:.0%} off what "
+                f"transformers reads on the same tokens (at most {_ALIKE:.0%}): did vLLM load other weights than "
+                f"{self.chat.name} has here? Use --engine transformers"
             )
 
 
