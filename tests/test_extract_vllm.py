@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction import vllm_engine
-from persona_axis.extraction.vllm_engine import INSTALL, OnVllm, joined
-from persona_axis.extraction.vllm_reader import ROW, Reader, Sums
+from persona_axis.extraction.vllm_engine import INSTALL, OnVllm
+from persona_axis.extraction.vllm_reader import ROW, Reader, Sums, joined
 
 HIDDEN, LAYERS = 5, (0, 2)
 

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
-from persona_axis.extraction.engines import AHEAD, Job, cut, first_line, refilled
+from persona_axis.extraction.engines import AHEAD, Job, cut, refilled
 from persona_axis.extraction.means import Replies
 from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.store import RunStore
-from persona_axis.extraction.vllm_reader import ROW, Reader, Sums
+from persona_axis.extraction.vllm_reader import ROW, Reader, Sums, joined
 from persona_axis.organism import troupe_path
 from persona_axis.residual import reading
 from persona_axis.serving.vllm import CAP, CAP_IN_CONFIG
@@ -40,6 +42,7 @@ _OURS = {
     "speculative_config": None, "data_parallel_size": 1, "skip_tokenizer_init": True,
 }  # fmt: skip
 _CPU_CACHE = 4 * 2**30  # bytes; taken as they are needed
+_PATIENCE = 2.0  # seconds between looks whether vLLM's processes are there
 _GRACE = 30.0  # seconds to end in
 _PROOF_TOKENS = 8
 _ALIKE = 0.1  # how much the two may differ, in lengths of the stream: kernels and bfloat16 round differently
@@ -117,12 +120,12 @@ class _Running:
 
     def __init__(self, chat: ChatModel, plan: Plan, llm: Any, rows: int) -> None:
         self.chat, self.plan, self.llm = chat, plan, llm
+        self._processes = multiprocessing.active_children()
         self._free = list(range(rows))
         self._ended: dict[int, list[int]] = {}
         weakref.finalize(self, llm.llm_engine.engine_core.shutdown, _GRACE)
         tokens = max(plan.options.sampling.max_new_tokens, _PROOF_TOKENS)
-        with _told("does not read"):
-            llm.collective_rpc("persona_axis_read", args=(list(plan.layers), rows, tokens))
+        self._told_workers("does not read", "persona_axis_read", list(plan.layers), rows, tokens)
 
     def add(self, prompt: list[int], seed: int) -> int:
         """Begin a rollout; gives its row."""
@@ -153,15 +156,44 @@ class _Running:
         return self._given(rows, [cut(reply, self.chat.stop_ids, longest) for reply in drawn])
 
     def _drawn(self, rows: Sequence[int]) -> list[list[int]]:
-        while not all(row in self._ended for row in rows):
-            with _told("ended"):
+        def step() -> None:
+            while not all(row in self._ended for row in rows):
                 for output in self.llm.llm_engine.step():
                     self._ended[int(output.request_id)] = list(output.outputs[0].token_ids)
+
+        self._waited("ended", step)
         return [self._ended.pop(row) for row in rows]
 
+    def _told_workers(self, what: str, name: str, *args: Any) -> list[Any]:
+        workers: list[Any] = self._waited(what, lambda: self.llm.collective_rpc(name, args=args))
+        return workers
+
+    def _waited(self, what: str, call: Callable[[], Any]) -> Any:
+        """The result of a call that waits for vLLM's processes: it would wait for ever for one that was killed."""
+        answers: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+
+        def asked() -> None:
+            try:
+                answers.put((call(), None))
+            except Exception as error:  # which is raised where it was asked
+                answers.put((None, error))
+
+        Thread(target=asked, daemon=True).start()
+        with _told(what):
+            while True:
+                alive = all(process.is_alive() for process in self._processes)
+                try:
+                    answer, error = answers.get(timeout=_PATIENCE)
+                except Empty:
+                    if not alive:
+                        raise ExtractionError("vLLM ended: one of its processes was killed or crashed") from None
+                    continue
+                if error is not None:
+                    raise error
+                return answer
+
     def _given(self, rows: Sequence[int], ids: list[list[int]]) -> Replies:
-        with _told("did not tell what it read"):
-            workers = self.llm.collective_rpc("persona_axis_sums", args=(list(rows),))
+        workers = self._told_workers("did not tell what it read", "persona_axis_sums", list(rows))
         replies = joined([Sums(*held) for held in workers], ids, self.plan.layers, self.chat.hidden_size)
         self._free += rows
         return replies
@@ -189,30 +221,6 @@ class _Running:
             )
 
 
-def joined(workers: Sequence[Sums], ids: list[list[int]], layers: Sequence[int], hidden: int) -> Replies:
-    """The rows of all workers as one. Raises `ExtractionError` where a token was not read, or read twice, a layer is
-    held by nobody, or workers that share a stage saw different streams."""
-    rows = len(ids)
-    sums, norms = torch.zeros(rows, len(layers), hidden), torch.zeros(rows, len(layers))
-    for held in sorted(workers, key=lambda one: one.shard):
-        for fed, counts, reply in zip(held.ids, held.counts, ids, strict=True):
-            if held.layers and (set(counts) != {len(reply)} or fed != reply):
-                raise ExtractionError(
-                    f"a reply has {len(reply)} tokens, and at layers {held.layers} vLLM read {counts}"
-                    + (" of them" if fed == reply[: len(fed)] else ", not the same ones")
-                )
-        at = [list(layers).index(layer) for layer in held.layers]
-        seen = torch.from_numpy(np.frombuffer(held.norms, np.float32).reshape(rows, len(at)).copy())
-        if held.shard == 0:
-            norms[:, at] = seen
-            sums[:, at] = torch.from_numpy(np.frombuffer(held.sums, np.float32).reshape(rows, len(at), hidden).copy())
-        elif not torch.allclose(norms[:, at], seen, rtol=1e-3):
-            raise ExtractionError(f"layers {held.layers} are not the same streams on all of vLLM's workers")
-    if nobody := sorted(set(layers).difference(*[held.layers for held in workers])):
-        raise ExtractionError(f"none of vLLM's workers holds layers {nobody}")
-    return Replies(ids, sums, norms)
-
-
 @contextmanager
 def _told(what: str) -> Iterator[None]:
     try:
@@ -220,4 +228,5 @@ def _told(what: str) -> Iterator[None]:
     except ExtractionError:
         raise
     except Exception as error:  # vLLM raises what its processes raised, of any kind
-        raise ExtractionError(f"vLLM {what} ({first_line(error)}); its log above tells more") from error
+        said = " ".join(str(error).split())[:400] or type(error).__name__
+        raise ExtractionError(f"vLLM {what}: {said} (its log tells more)") from error

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from persona_axis.errors import ExtractionError
+from persona_axis.extraction.means import Replies
 from persona_axis.serving._vllm_layers import decoder_layers, stream
 
 ROW = "persona_axis_row"
@@ -35,6 +37,30 @@ class Sums(NamedTuple):
     """[rows, layers] float32."""
     sums: bytes
     """[rows, layers, hidden] float32, or nothing."""
+
+
+def joined(workers: Sequence[Sums], ids: list[list[int]], layers: Sequence[int], hidden: int) -> Replies:
+    """The rows of all workers as one. Raises `ExtractionError` where a token was not read, or read twice, a layer is
+    held by nobody, or workers that share a stage saw different streams."""
+    rows = len(ids)
+    sums, norms = torch.zeros(rows, len(layers), hidden), torch.zeros(rows, len(layers))
+    for held in sorted(workers, key=lambda one: one.shard):
+        for fed, counts, reply in zip(held.ids, held.counts, ids, strict=True):
+            if held.layers and (set(counts) != {len(reply)} or fed != reply):
+                raise ExtractionError(
+                    f"a reply has {len(reply)} tokens, and at layers {held.layers} vLLM read {counts}"
+                    + (" of them" if fed == reply[: len(fed)] else ", not the same ones")
+                )
+        at = [list(layers).index(layer) for layer in held.layers]
+        seen = torch.from_numpy(np.frombuffer(held.norms, np.float32).reshape(rows, len(at)).copy())
+        if held.shard == 0:
+            norms[:, at] = seen
+            sums[:, at] = torch.from_numpy(np.frombuffer(held.sums, np.float32).reshape(rows, len(at), hidden).copy())
+        elif not torch.allclose(norms[:, at], seen, rtol=1e-3):
+            raise ExtractionError(f"layers {held.layers} are not the same streams on all of vLLM's workers")
+    if nobody := sorted(set(layers).difference(*[held.layers for held in workers])):
+        raise ExtractionError(f"none of vLLM's workers holds layers {nobody}")
+    return Replies(ids, sums, norms)
 
 
 class _Span(NamedTuple):
@@ -165,6 +191,9 @@ class Reader:
                 f"vLLM's {type(runner).__module__} keeps no records of a step that are known here: "
                 "start it with VLLM_USE_V2_MODEL_RUNNER=0"
             )
+        if worker.rank >= worker.parallel_config.tensor_parallel_size and runner.intermediate_tensors is None:
+            # A later stage makes room for what it is handed when it warms up, which vLLM leaves out on CPUs.
+            worker.execute_dummy_batch()
         model: nn.Module = worker.get_model()
         found = decoder_layers(model, worker.vllm_config)
         # Those of another pipeline stage are modules without parameters.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ GREEDY = Options(
     roles=4, prompts=1, questions=4, default_samples=1, sampling=Sampling(0, 1, 24), batch_size=8, min_accepted=1,
     accept=(0, 1, 2, 3), calibration=8, precision=1,
 )  # fmt: skip
-SAMPLED = replace(GREEDY, roles=6, prompts=2, questions=15, default_samples=2, sampling=Sampling(0.7, 0.9, 24))
+SAMPLED = replace(GREEDY, roles=6, prompts=2, questions=8, default_samples=2, sampling=Sampling(0.7, 0.9, 24))
 SMALL = {"kv_cache_memory_bytes": 2**28}
 
 
@@ -51,19 +52,30 @@ def alike(one: Extraction, other: Extraction) -> float:
     return torch.nn.functional.cosine_similarity(a, b, dim=1).min().item()
 
 
-@pytest.mark.parametrize("split", ["", "tensor_parallel_size", "pipeline_parallel_size"])
-def test_greedy_gives_the_axis_of_the_transformers_engine(
-    split: str, chat: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if split:  # one core each
-        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-        told = SMALL | {split: 2}
-    else:  # memory for fewer requests than run at once, so that some are set aside and computed again
-        told = {"num_gpu_blocks_override": 4}
-    local = run(chat, GREEDY, tmp_path / "local", Local)
-    found = run(chat, GREEDY, tmp_path / "vllm", named("vllm", told))
-    assert rollouts(tmp_path / "vllm") == rollouts(tmp_path / "local")
+def same_axis(chat: ChatModel, folder: Path, told: dict[str, int]) -> None:
+    local = run(chat, GREEDY, folder / "local", Local)
+    found = run(chat, GREEDY, folder / "vllm", named("vllm", told))
+    assert rollouts(folder / "vllm") == rollouts(folder / "local")
+    assert len(set(rollouts(folder / "vllm"))) == 36
     assert alike(found, local) > 1 - 1e-5
+
+
+def test_greedy_gives_the_axis_of_transformers_also_where_memory_is_short(
+    chat: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory for fewer requests than run at once: some are set aside and computed again."""
+    monkeypatch.setattr(vllm_engine, "READER", f"{Breakable.__module__}.{Breakable.__name__}")
+    monkeypatch.setenv("RESUMED", str(tmp_path / "resumed"))
+    same_axis(chat, tmp_path, {"block_size": 16, "num_gpu_blocks_override": 14})
+    assert len((tmp_path / "resumed").read_text().splitlines()) > 2
+
+
+@pytest.mark.parametrize("split", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_two_workers_give_the_axis_of_transformers(
+    split: str, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # one core each
+    same_axis(ChatModel.load(models("llama")), tmp_path, SMALL | {split: 2})  # Troupe's five heads cannot be split
 
 
 def test_sampled_agrees_and_a_killed_engine_is_gone_on_from(chat: ChatModel, tmp_path: Path) -> None:
@@ -79,9 +91,9 @@ def test_sampled_agrees_and_a_killed_engine_is_gone_on_from(chat: ChatModel, tmp
     kept = rollouts(out)
     assert kept
     found = run(chat, SAMPLED, out, engine)
-    assert rollouts(out)[: len(kept)] == kept and len(set(rollouts(out))) == found.counts.rollouts == 330
+    assert rollouts(out)[: len(kept)] == kept and len(set(rollouts(out))) == found.counts.rollouts == 176
     seeds = [run(chat, replace(SAMPLED, seed=seed), tmp_path / f"local{seed}", Local) for seed in (1, 2)]
-    print("cosines", alike(found, seeds[0]), alike(*seeds))
+    print("cosines", alike(found, seeds[0]), alike(*seeds))  # shown where the next line fails
     assert 1 - alike(found, seeds[0]) < 2 * (1 - alike(*seeds))
 
 
