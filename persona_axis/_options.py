@@ -100,6 +100,20 @@ def device_map(_context: click.Context, _option: click.Parameter, value: str | N
     )
 
 
+def arguments(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE, several; a value is JSON, or a text where it is none."""
+    found: dict[str, Any] = {}
+    for one in value:
+        name, equals, given = one.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter(f"{one!r} is not NAME=VALUE, such as tensor_parallel_size=2")
+        try:
+            found[name] = json.loads(given)
+        except ValueError:
+            found[name] = given
+    return found
+
+
 def names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """Names with commas between them, each once."""
     if value is None:
@@ -175,14 +189,17 @@ def load_model(model: str, revision: str | None, dtype: str, device_map: Any, st
 
 
 def drawing(
-    ray: str | None, workers: int, gpus: float | None, device_map: str | None
-) -> AbstractContextManager[MakesEngine]:
-    """What draws rollouts: this process, or Ray workers at the address `ray`, for as long as the block."""
-    from persona_axis.extraction.engines import Local
-    from persona_axis.extraction.ray_engine import over_ray
+    engine: str | None, arguments: dict[str, Any], ray: str | None, workers: int, gpus: float | None,
+    device_map: str | None,
+) -> AbstractContextManager[MakesEngine]:  # fmt: skip
+    """What draws rollouts: an engine by its name, or Ray workers at the address `ray`, for as long as the block."""
+    from persona_axis.extraction.engines import Local, named
+    from persona_axis.extraction.ray_engine import over_ray, require_ray
 
+    made = named(engine or Local.name, arguments)
     if ray is None:
-        return nullcontext(Local)
+        return nullcontext(made)
+    require_ray()
     return over_ray(ray, workers, gpus=gpus, load={"device_map": device_map})
 
 

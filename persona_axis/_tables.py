@@ -140,6 +140,7 @@ def _facts(axis: Axis) -> Table:
         "role vectors": _role_vectors(axis),
         "roles left out": ", ".join(f"{name} ({n} accepted)" for name, n in _dict(about, "roles_below").items()),
         "default": f"{about['default_count']:,} replies" if about.get("default_count") else None,
+        "engine": None if about.get("engine") == "transformers" else about.get("engine"),
         "judge": about.get("judge"),
         "sampling": _chosen(_dict(about, "sampling"), "temperature", "top_p", "max_new_tokens"),
         "calibration": _chosen(_dict(about, "calibration")),

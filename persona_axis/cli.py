@@ -20,6 +20,7 @@ from persona_axis._cli_serve import serve, sglang
 from persona_axis._cli_vectors import export, import_
 from persona_axis._options import (
     allow_option,
+    arguments,
     bound,
     drawing,
     layers,
@@ -39,8 +40,8 @@ _OF_AXES = {
     "bfloat16_roles": "--bf16-roles", "rollout_pca": "--rollout-pca",
 }  # fmt: skip
 _OF_DRAWING = (
-    "roles", "prompts", "questions", "default_samples", "precision", "max_new_tokens", "temperature", "top_p", "ray",
-    "workers", "worker_gpus",
+    "roles", "prompts", "questions", "default_samples", "precision", "max_new_tokens", "temperature", "top_p",
+    "engine", "engine_option", "ray", "workers", "worker_gpus",
 )  # fmt: skip
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -76,6 +77,10 @@ def app() -> None:
               help="A PCA of single rollouts at a layer as well, saved beside the axis.")
 @click.option("--bf16-roles", "bfloat16_roles", is_flag=True, help="Store role vectors in bfloat16, at half the size.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rollouts at once.  [default: found]")
+@click.option("--engine", type=click.Choice(["transformers", "continuous", "vllm"]),
+              help="Who draws the replies and reads them; a run keeps the one it began with.  [default: transformers]")
+@click.option("--engine-option", "engine_options", metavar="NAME=VALUE", multiple=True, callback=arguments,
+              help="An argument of vLLM's LLM, such as tensor_parallel_size=2; again for more.")  # fmt: skip
 @click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
 @click.option("--responses", type=click.Path(path_type=Path), metavar="FILE",
               help="Rollouts that exist already, as JSON lines or a run's directory: they are read, nothing is drawn.")
@@ -90,8 +95,9 @@ def app() -> None:
 @debuggable
 def extract(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
             out: Path | None, judge: str | None, probes: Path | None, responses: Path | None, full: bool, traits: bool,
-            only: tuple[str, ...] | None, run_dir: Path | None, ray: str | None, workers: int | None,
-            worker_gpus: float | None, yes: bool, **plan: Any) -> None:  # fmt: skip
+            only: tuple[str, ...] | None, run_dir: Path | None, engine: str | None, engine_options: dict[str, Any],
+            ray: str | None, workers: int | None, worker_gpus: float | None, yes: bool,
+            **plan: Any) -> None:  # fmt: skip
     """Probe MODEL (a directory or a hub name; Troupe if none is given) and write its axis.
 
     Without options Troupe gets the demo's plan (every role, 2 prompts, 15 questions) and any other model a modest
@@ -103,13 +109,18 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         raise click.UsageError("--only names traits: it goes with --traits")
     if traits and (unfit := [name for name in _OF_AXES if plan[name] not in (None, False)]):
         raise click.UsageError(f"{_OF_AXES[unfit[0]]} goes with an axis; traits are named with --only")
-    told = plan | {"ray": ray, "workers": workers, "worker_gpus": worker_gpus}
+    told = plan | {
+        "engine": engine, "engine_option": engine_options or None, "ray": ray, "workers": workers,
+        "worker_gpus": worker_gpus,
+    }  # fmt: skip
     if responses and (unfit := [f"--{name.replace('_', '-')}" for name in _OF_DRAWING if told[name] is not None]):
         raise click.UsageError(f"{unfit[0]} says what is drawn: with --responses nothing is")
     if responses and (full or traits):
         raise click.UsageError(f"--{'full' if full else 'traits'} says what is drawn: with --responses nothing is")
     if traits and judge == "troupe":
         raise click.UsageError("--judge troupe reads archetypes off a reply, no traits: leave it out")
+    if ray is not None and engine not in (None, "transformers"):
+        raise click.UsageError(f"Ray's workers draw with transformers, not with {engine}: leave --ray or --engine out")
     if ray is None and (workers or worker_gpus is not None):
         raise click.UsageError("--workers and --worker-gpus go with --ray ADDRESS (local, auto or HOST:PORT)")
 
@@ -123,10 +134,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
 
     chosen = load_probes(probes)
     asked = load_traits(probes, only) if traits else ()
-    if ray is not None:
-        from persona_axis.extraction.ray_engine import require_ray
-
-        require_ray()
+    engines = drawing(engine, engine_options, ray, workers or 2, worker_gpus, device_map)
     kind = "traits" if traits else "axis"
     path = out or Path(f"{slug(model)}-{kind}.safetensors")
     refuse_replacing(path, f"persona-{kind}")  # told before a large model is loaded
@@ -136,16 +144,15 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     from persona_axis.extract import extract as run_extraction
     from persona_axis.judges import named
 
-    engines = drawing(ray, workers or 2, worker_gpus, device_map)
     if traits:
         from persona_axis._trait_tables import show_traits
 
         options = Options.traits_preset(chat, full=full, **plan)
         preset = "240 questions" if full else "a modest one"
         shown = Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions")
-        with engines as engine, shown as display:
+        with engines as drawn_by, shown as display:
             made = extract_traits(
-                chat, chosen, asked, options, out=path, run_dir=run_dir, engine=engine, progress=display
+                chat, chosen, asked, options, out=path, run_dir=run_dir, engine=drawn_by, progress=display
             )
         show_traits(Output(), made)
         return
@@ -153,14 +160,14 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
     options = Options.preset(chat, full=full, **plan)
     who = named(judge) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
-    with engines as engine, Display(Console(stderr=True), ask=not yes, preset=preset) as display:
+    with engines as drawn_by, Display(Console(stderr=True), ask=not yes, preset=preset) as display:
         if responses:
             found = extract_responses(
                 chat, responses, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display
             )
         else:
             found = run_extraction(
-                chat, chosen, options, out=path, run_dir=run_dir, judge=who, engine=engine, progress=display
+                chat, chosen, options, out=path, run_dir=run_dir, judge=who, engine=drawn_by, progress=display
             )
     show_axis(Output(), found.axis)
 

@@ -228,7 +228,7 @@ def _run(
             draw_rounds(chat, plan, judge, store, source.engine(chat, plan, store), progress, pca)
             found = make(chat, plan, judge, store, out, progress, time.monotonic() - began)
             if pca is not None:
-                about = {**run_metadata(chat, plan, judge), "layer": pca.layer, "rollouts": pca.pca.rollouts}
+                about = {**run_metadata(chat, plan, judge, store), "layer": pca.layer, "rollouts": pca.pca.rollouts}
                 save_space(pca.pca.result(plan.options.min_accepted), space_path(out), about)
                 progress(Saved(str(space_path(out))))
         except KeyboardInterrupt as stop:
@@ -287,11 +287,11 @@ def _planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunSto
     draft = source.plan(stored["batch_size"] if stored else source.options.batch_size or 1)
     require_layers(draft)
     KeptPca.of(draft, chat.hidden_size, store.path)
-    wanted = settings(chat, draft, judge)
+    wanted = settings(chat, draft, judge, source.drawn_by)
     if stored is not None:
         refuse_difference(store.path, stored["settings"], wanted)
         plan, trial = draft, Trial(**stored["trial"])
-        if stored["surroundings"] != surroundings():
+        if stored["surroundings"] != surroundings(source.drawn_by):
             progress(
                 Note(
                     "this run began with other library versions or threads: "
@@ -326,7 +326,7 @@ def _planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunSto
             "settings": wanted,
             "batch_size": trial.batch_size,
             "trial": trial._asdict(),
-            "surroundings": surroundings(),
+            "surroundings": surroundings(source.drawn_by),
         }
         store.write_plan(record)
     return plan

@@ -178,6 +178,13 @@ def test_extract_again_goes_on_and_changed_settings_are_refused(
     assert np.array_equal(Axis.load("a.safetensors").arrays["direction"], first)
     other = command(*arguments, "--seed", 1)
     assert other.code == 1 and "seed was 0, is now 1" in other.err and other.err.count("\n") == 1
+    other = command(*arguments, "--engine", "continuous")
+    assert other.code == 1 and 'engine was "transformers", is now "continuous"' in other.err
+
+
+def test_extract_with_the_continuous_engine(command: Command, model: Path, probes: Path) -> None:
+    ended = command("extract", model, "--out", "a", "--probes", probes, "--roles", 4, "--engine", "continuous", *SMALL)
+    assert ended.code == 0 and len(Axis.load("a").layers) == LAYERS
 
 
 def test_extract_names_its_file_after_the_model(command: Command, model: Path, probes: Path) -> None:
@@ -302,6 +309,8 @@ USAGE = {
     "temperature": ["extract", "--temperature", "-1"],
     "top_p": ["generate", "--prompt", "x", "--top-p", "0"],
     "dtype": ["extract", "--dtype", "int8"],
+    "engine": ["extract", "--engine", "steam"],
+    "engine option": ["extract", "--engine", "vllm", "--engine-option", "tensor_parallel_size"],
 }
 
 
@@ -330,6 +339,8 @@ def failures(model: Path, axis: Path, probes: Path) -> dict[str, tuple[list[obje
         "no probes": (["extract", model, "--probes", "nowhere"], "no such directory of probes: nowhere"),
         "more roles": (["extract", model, "--probes", probes, "--roles", "7", *SMALL], "7 roles asked for"),
         "layer to read": (["extract", model, "--probes", probes, "--roles", "4", "--layers", "9", *SMALL], "layers"),
+        "no vLLM": (["extract", "./nowhere", "--engine", "vllm"], "pip install vllm"),
+        "an option of no engine": (["extract", "--engine-option", "a=1"], "the engine transformers takes no arguments"),
         "extract nowhere": (["extract", model, "--out", "no/x", "--probes", probes], "no directory no"),
         "cap is an axis": (["generate", model, "--prompt", "x", "--cap", axis], "format: expected"),
     }

@@ -167,7 +167,7 @@ class Crew:
     """What `extract` takes as its engine, and a look at its workers."""
 
     def __init__(self, make: MakesEngine) -> None:
-        self.make = make
+        self.make, self.name = make, make.name
         self.seen: set[ray_worker.Place] = set()
 
     def __call__(self, *what: Any) -> Any:

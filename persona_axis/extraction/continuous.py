@@ -7,9 +7,9 @@ a random stream of its own, and is the same rollout in whatever company it is dr
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -24,7 +24,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
-from persona_axis.extraction.engines import Job
+from persona_axis.extraction.engines import AHEAD, Job, cut, refilled
 from persona_axis.extraction.means import Replies
 from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.store import RunStore
@@ -32,7 +32,6 @@ from persona_axis.residual import reading
 from persona_axis.sampling import NucleusDraw, Sampling
 
 _PAGE = 64  # tokens
-_AHEAD = 2  # batches' worth of rollouts in flight: the second fills the rows that the first leaves
 _PATIENCE = 600.0  # seconds without any reply
 
 
@@ -46,20 +45,12 @@ class Continuous:
 
     def draw(self, jobs: Iterable[Job]) -> Iterator[Replies]:
         """The replies of each job, in order. Raises `ExtractionError` where the engine fails or misses a token."""
-        waiting: deque[tuple[Job, list[int]]] = deque()
         jobs = iter(jobs)
         first = next(jobs, None)
         if first is None:
             return
         with _Running(self.chat, self.plan, len(first.prompts)) as running:
-            for job in _with(first, jobs):
-                seeds = [self.plan.rollout_seed(item) for item in job.batch.items]
-                rows = [running.add(prompt, seed) for prompt, seed in zip(job.prompts, seeds, strict=True)]
-                waiting.append((job, rows))
-                if len(waiting) == _AHEAD:
-                    yield running.finished(waiting.popleft()[1])
-            while waiting:
-                yield running.finished(waiting.popleft()[1])
+            yield from refilled(itertools.chain([first], jobs), self.plan, running)
 
 
 class _Running:
@@ -68,7 +59,7 @@ class _Running:
     def __init__(self, chat: ChatModel, plan: Plan, rows: int) -> None:
         self.chat, self.plan = chat, plan
         self.together = max(rows, plan.batch_size)
-        self.tables = _Tables(plan, self.together * _AHEAD, chat)
+        self.tables = _Tables(plan, self.together * AHEAD, chat)
         self._ids: dict[str, list[int]] = {}
         self._undo = ExitStack()
         self._manager: Any = None
@@ -90,7 +81,7 @@ class _Running:
             self._manager = model.init_continuous_batching(how, config)
         except (ValueError, NotImplementedError, AttributeError) as error:
             raise ExtractionError(
-                f"transformers' continuous batching does not take {self.chat.name}: {error}; leave it out"
+                f"transformers' continuous batching does not take {self.chat.name}: {error}; use --engine transformers"
             ) from error
         self._manager.logit_processor = self.tables.in_a_list()
         with ExitStack() as undo:  # where the start fails, no hook stays on the model
@@ -116,7 +107,7 @@ class _Running:
         )
         return row
 
-    def finished(self, rows: list[int]) -> Replies:
+    def finished(self, rows: Sequence[int]) -> Replies:
         """Wait for these rows, give what they hold and free them."""
         while not all(str(row) in self._ids for row in rows):
             output = self._manager.get_result(timeout=_PATIENCE)
@@ -127,11 +118,7 @@ class _Running:
             self._ids[output.request_id] = list(output.generated_tokens)
         drawn = [self._ids.pop(str(row)) for row in rows]
         longest = self.plan.options.sampling.max_new_tokens
-        ids = [
-            reply[: next((i for i, token in enumerate(reply[:longest]) if token in self.chat.stop_ids), longest)]
-            for reply in drawn
-        ]
-        return self.tables.given(rows, ids)
+        return self.tables.given(list(rows), [cut(reply, self.chat.stop_ids, longest) for reply in drawn])
 
 
 class _Tables(ContinuousBatchingLogitsProcessor):
@@ -217,8 +204,3 @@ class _Tables(ContinuousBatchingLogitsProcessor):
         self.sums[:, place].index_add_(0, rows, tokens)
         self.norms[:, place].index_add_(0, rows, torch.linalg.vector_norm(tokens, dim=-1))
         self.fed[rows.cpu(), place] += 1
-
-
-def _with(first: Job, rest: Iterator[Job]) -> Iterator[Job]:
-    yield first
-    yield from rest

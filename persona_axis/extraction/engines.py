@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -35,8 +36,71 @@ class Engine(Protocol):
         ...
 
 
-MakesEngine = Callable[[ChatModel, Plan, RunStore], Engine]
-"""Makes the engine of one run; the store is where an engine records what a resumed run must repeat."""
+class MakesEngine(Protocol):
+    """Makes the engine of one run; the store is where an engine records what a resumed run must repeat. An engine's
+    class is one."""
+
+    @property
+    def name(self) -> str:
+        """That of the engine: a run goes on with the one that it began with."""
+        ...
+
+    def __call__(self, chat: ChatModel, plan: Plan, store: RunStore, /) -> Engine: ...
+
+
+NAMES = ("transformers", "continuous", "vllm")
+
+
+def named(name: str, arguments: Mapping[str, Any] | None = None) -> MakesEngine:
+    """The engine of that name. Raises `ExtractionError` for a name that is none, for `arguments` to an engine that
+    takes none, and where what the engine runs on is not installed."""
+    if name not in NAMES:
+        raise ExtractionError(f"no engine is called {name!r}: {', '.join(NAMES)}")
+    if name == "vllm":
+        from persona_axis.extraction.vllm_engine import OnVllm
+
+        return OnVllm(dict(arguments or {}))
+    if arguments:
+        raise ExtractionError(f"the engine {name} takes no arguments, got {', '.join(arguments)}: they go with vllm")
+    if name == "continuous":
+        from persona_axis.extraction.continuous import Continuous
+
+        return Continuous
+    return Local
+
+
+AHEAD = 2
+"""Batches' worth of rollouts in flight in an engine that refills: the second fills the rows that the first leaves."""
+
+
+class Running(Protocol):
+    """A generator that takes single rollouts, each with a random stream of its own."""
+
+    def add(self, prompt: list[int], seed: int) -> int:
+        """Begin a rollout; gives its row."""
+        ...
+
+    def finished(self, rows: Sequence[int]) -> Replies:
+        """Wait for these rows, give what they hold and free them."""
+        ...
+
+
+def refilled(jobs: Iterable[Job], plan: Plan, running: Running) -> Iterator[Replies]:
+    """The replies of each job, in order; a row that becomes free takes the next rollout, of whichever job it is."""
+    waiting: deque[list[int]] = deque()
+    for job in jobs:
+        seeds = [plan.rollout_seed(item) for item in job.batch.items]
+        waiting.append([running.add(prompt, seed) for prompt, seed in zip(job.prompts, seeds, strict=True)])
+        if len(waiting) == AHEAD:
+            yield running.finished(waiting.popleft())
+    while waiting:
+        yield running.finished(waiting.popleft())
+
+
+def cut(drawn: Sequence[int], stop_ids: Sequence[int], longest: int) -> list[int]:
+    """A reply's own tokens: before the first stop token, and no more than `longest`."""
+    own = list(drawn[:longest])
+    return own[: next((i for i, token in enumerate(own) if token in stop_ids), len(own))]
 
 
 class Splits:

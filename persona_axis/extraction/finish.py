@@ -48,7 +48,7 @@ def finish(
     totals = {name: int(tallies[:, i].sum()) for i, name in enumerate(TALLIES)}
     notes = run_notes(chat, plan, totals, below)
     by_prompts = [one.prompts for one in certainty if one.prompts is not None]
-    metadata = run_metadata(chat, plan, judge) | {
+    metadata = run_metadata(chat, plan, judge, store) | {
         "role_names": names,
         "accepted": {name: accepted[name] for name in names},
         "roles_below": below,
@@ -145,9 +145,10 @@ def _precision(plan: Plan, store: RunStore, num_layers: int, certainty: Sequence
     }
 
 
-def run_metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
+def run_metadata(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore) -> dict[str, Any]:
     """What a file states about the model that was asked and how."""
     facts = chat.facts
+    engine = store.engine()
     return {
         "model": facts["model"],
         "revision": facts["revision"],
@@ -158,6 +159,7 @@ def run_metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
         "weights_sha256": facts["weights_sha256"],
         "chat_template_sha256": facts["chat_template_sha256"],
         "probes_sha256": plan.probes.fingerprint,
+        "engine": engine,
         "judge": judge.name,
         "accept": list(plan.options.accept),
         "min_accepted": plan.options.min_accepted,
@@ -172,7 +174,7 @@ def run_metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
             "rollouts": plan.rollouts,
             "batch_size": plan.batch_size,
         },
-        "versions": {"persona_axis": __version__, **surroundings()},
+        "versions": {"persona_axis": __version__, **surroundings(engine)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
-from persona_axis.extraction.engines import Engine, Job, Splits, first_line
+from persona_axis.extraction.engines import Job, Local, MakesEngine, Splits, first_line
 from persona_axis.extraction.means import Replies
 from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.ray_crew import RayCrew
@@ -57,7 +58,7 @@ def over_ray(
     gpus: float | None = None,
     load: Mapping[str, Any] | None = None,
     patience: float = PATIENCE,
-) -> Iterator[Callable[[ChatModel, Plan, RunStore], Engine]]:
+) -> Iterator[MakesEngine]:
     """What `extract` takes as its `engine`; when the block is left the workers end, and Ray if it was started here.
 
     `address` "local" starts Ray on this machine, for this block; "auto" or "host:port" joins a cluster that this
@@ -74,7 +75,7 @@ def over_ray(
     with ExitStack() as undo:
         joined = False
 
-        def make(chat: ChatModel, plan: Plan, store: RunStore) -> Engine:
+        def make(chat: ChatModel, plan: Plan, store: RunStore) -> RayEngine:
             nonlocal joined
             asked = _asked(chat, plan, load or {})
             held = gpus if gpus is not None else float(chat.device.type == "cuda")
@@ -87,7 +88,19 @@ def over_ray(
             undo.callback(crew.close)
             return RayEngine(crew, plan, store)
 
-        yield make
+        yield _OverRay(make)
+
+
+@dataclass(frozen=True)
+class _OverRay:
+    """Makes the engine of a run."""
+
+    make: Callable[[ChatModel, Plan, RunStore], RayEngine]
+    name = Local.name
+    """Workers draw as that engine does: a run that one of the two began goes on with either."""
+
+    def __call__(self, chat: ChatModel, plan: Plan, store: RunStore) -> RayEngine:
+        return self.make(chat, plan, store)
 
 
 def require_ray() -> Any:

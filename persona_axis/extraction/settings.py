@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ FORMAT = "persona-axis-run/1"
 _DECIDING = ("architecture", "hidden_size", "num_layers", "dtype", "weights_sha256", "chat_template_sha256")
 
 
-def settings(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
+def settings(chat: ChatModel, plan: Plan, judge: Judge, engine: str) -> dict[str, Any]:
     """What a run must share with the one it goes on from.
 
     The model's name and path are not among it, nor what is decided after the last rollout is drawn (how many
@@ -34,6 +34,7 @@ def settings(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
         "probes": plan.probes.fingerprint,
         "defaults": list(plan.defaults),
         "judge": judge.name,
+        "engine": engine,
         "sampling": sampling_facts(chat, plan),
         "seed": options.seed,
         "roles": len(plan.roles),
@@ -65,7 +66,9 @@ def sampling_facts(chat: ChatModel, plan: Plan) -> dict[str, Any]:
     }
 
 
-def surroundings() -> dict[str, Any]:
+def surroundings(engine: str) -> dict[str, Any]:
     """What may change the last bits of a result without being a setting."""
     packages = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+    if engine == "vllm":  # whose builds for other machines have names of their own
+        packages["vllm"] = version(packages_distributions()["vllm"][0])
     return {**packages, "python": platform.python_version(), "threads": torch.get_num_threads()}

@@ -26,6 +26,7 @@ class Asked:
 
     def __init__(self, chat: ChatModel, probes: Probes, options: Options, engine: MakesEngine) -> None:
         self.chat, self.probes, self.options, self.engine = chat, probes, options, engine
+        self.drawn_by = engine.name
 
     def plan(self, batch_size: int) -> Plan:
         """The plan with batches of this size."""
@@ -40,6 +41,7 @@ class Given:
     """Rollouts that exist already."""
 
     given = True
+    drawn_by = Reader.name
 
     def __init__(self, chat: ChatModel, path: Path, probes: Probes, options: Options, judge: Judge | None) -> None:
         run = run_beside(path)

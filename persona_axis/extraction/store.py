@@ -145,6 +145,13 @@ class RunStore:
             raise self._damaged(path, f"a plan is an object with {', '.join(sorted(_PLAN))}")
         return plan
 
+    def engine(self) -> str:
+        """Who draws this run's rollouts, as its plan says. Raises `ExtractionError` where there is none yet."""
+        plan = self.read_plan()
+        if plan is None:
+            raise ExtractionError(f"{self.path} has no plan yet: nothing was drawn in it")
+        return str(plan["settings"]["engine"])
+
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         write_atomically(self.path / "plan.json", json.dumps(plan, indent=1).encode())
 

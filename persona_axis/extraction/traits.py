@@ -73,7 +73,7 @@ def finish_traits(
             f"{len(below)} traits have no vector: fewer than {plan.options.min_accepted} accepted replies of a pole, "
             "none of an instruction or in some part of the questions, or poles that do not differ"
         )
-    about = run_metadata(chat, plan, judge)
+    about = run_metadata(chat, plan, judge, store)
     plan_facts = {key: value for key, value in about["plan"].items() if key not in ("roles", "prompts")}
     plan_facts |= {"traits": shape[0], "pairs": shape[2], "folds": folds.shape[1]}
     metadata = about | {
