@@ -69,6 +69,7 @@ test-vllm: $(VENV_VLLM)/.installed
 
 bench-vllm: $(VENV_VLLM)/.installed
 	$(vllm)/python benchmarks/serving.py
+	$(vllm)/python benchmarks/vllm_extraction.py
 
 # In order: the first one makes the axis file that the others find. Their shell cells want persona-axis on the path.
 notebooks: $(installed)

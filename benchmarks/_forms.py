@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from _mutants_headers import KIND, gguf, tensor
+from _probes_used import PROBES, probe_files
 from _traits_used import AXIS, TRAITS, shown, traits_for
 from safetensors.torch import save
 
-from persona_axis import Axis, Cap, load_probes
+from persona_axis import Axis, Cap
 from persona_axis._axisfile import QUANTILES
 from persona_axis.calibration.units import Units
 from persona_axis.conversations import ROLES, read_conversations
-from persona_axis.extraction.store import TALLIES, BlockState, RunStore
+from persona_axis.extraction.store import TALLIES, BlockState, Recorded, RunStore
 from persona_axis.traits import Traits
 from persona_axis.vectors.found import Clamps, Settled
 from persona_axis.vectors.making import Origin, made_axis, made_cap
@@ -156,25 +157,23 @@ def logs(path: Path) -> None:
         json.dumps(one.messages, ensure_ascii=False).encode()
 
 
-def probes(path: Path) -> None:
-    found = load_probes(path.parent)
-    assert found.roles and found.questions and len(found.fingerprint) == 64
-
-
 def run(path: Path) -> None:
     """A run directory as a resumed extraction meets it."""
     folder = path.parent.parent if path.parent.name == "blocks" else path.parent
     with RunStore.open(folder) as store:
         plan = store.read_plan()
         assert plan is None or {"settings", "batch_size", "trial", "surroundings"} <= set(plan)
-        for block, batch, size in store.read_splits():
-            assert min(block, batch) >= 0 and size > 0
-        done, of = store.done(0)
-        assert 0 <= done <= of
+        for part, block, batch, size in store.read_splits():
+            assert min(part, block, batch) >= 0 and size > 0
+        for recorded in store.read_rounds(2):
+            assert len(recorded.stop) == 3 and min(recorded.stop) >= 0
+        at = store.done(0)
+        assert 0 <= at.done <= at.of and at.round >= 0
         state = store.load_block(0)
         if state is not None:
             roles, groups, layers, hidden = state.sums.shape
             assert state.counts.shape == (roles, groups) and state.tallies.shape == (roles, len(TALLIES))
+            assert state.prompt_sums.shape == (roles, state.prompt_counts.shape[1], layers, hidden)
             assert state.norms.shape == (layers,) and state.norms.dtype == torch.float64
             assert not layers or store.layer_sums(0, layers - 1).shape == (roles, groups, hidden)
         store.cut_rollouts()
@@ -191,16 +190,20 @@ def unit(path: Path) -> None:
 
 def run_files() -> dict[str, bytes]:
     state = BlockState(
-        torch.ones(2, 2, 3, 8), torch.ones(2, 2, dtype=torch.int64), torch.ones(2, len(TALLIES), dtype=torch.int64),
-        torch.ones(3, dtype=torch.float64), 1, 4,
+        torch.ones(2, 2, 3, 8), torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 1, 3, 8),
+        torch.ones(2, 1, dtype=torch.int64), torch.ones(2, 3, dtype=torch.float64),
+        torch.ones(2, len(TALLIES), dtype=torch.int64), torch.ones(3, dtype=torch.float64), 0, 1, 4,
     )  # fmt: skip
+    rounds = [([4, 2, 2], 0.9, 0.8), ([8, 2, 4], None, None)]
     lines = b"".join(json.dumps({"role": i, "ids": [1, 2], "text": "x", "score": 3}).encode() + b"\n" for i in range(3))
-    facts = {"done": 1, "of": 4, "rollouts_end": len(lines)}
-    tensors = {name: getattr(state, name) for name in ("sums", "counts", "tallies", "norms")}
+    facts = {"round": 0, "done": 1, "of": 4, "rollouts_end": len(lines)}
+    tensors = {name: value for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
     plan = {"settings": {"seed": 0}, "batch_size": 4, "surroundings": {"torch": "2"},
             "trial": {"batch_size": 4, "batch_seconds": 0.5, "calibration_seconds": 1.0}}  # fmt: skip
     return {
-        "plan.json": json.dumps(plan).encode(), "splits.json": b"[[0, 1, 2], [0, 3, 1]]", "rollouts.jsonl": lines,
+        "plan.json": json.dumps(plan).encode(), "splits.json": b"[[0, 0, 1, 2], [0, 0, 3, 1]]",
+        "rounds.json": json.dumps([Recorded(*part)._asdict() for part in rounds]).encode(),
+        "rollouts.jsonl": lines,
         "blocks/00000.safetensors": save(tensors, {"state": json.dumps(facts)}),
     }  # fmt: skip
 
@@ -229,14 +232,6 @@ def forms(folder: Path) -> dict[str, Form]:
     batch = Cap(cap.direction, cap.layers, floor=[[0.0, 1.0]] * 2, ceiling=[[5.0, 6.0]] * 2, facts=FACTS)
     talk = [{"role": role, "content": text} for role, text in (("system", "s"), ("user", "hi"), ("assistant", "yo"))]
     log = b"".join(json.dumps({"id": f"c{i}", "messages": talk, "kinds": ["x"]}).encode() + b"\n" for i in range(3))
-    probe = {
-        "roles.jsonl": [
-            {"name": f"r{i}", "description": f"d{i}", "prompts": [f"p{i} {j}" for j in range(5)]} for i in range(3)
-        ],
-        "defaults.jsonl": [{"prompt": text} for text in ("", "a", "b", "c", "You are {model_name}.")],
-        "questions.jsonl": [{"text": f"q{i}?", "category": "x"} for i in range(3)],
-    }
-    asked = {name: b"".join(json.dumps(line).encode() + b"\n" for line in lines) for name, lines in probe.items()}
     kept = run_files()
     name, measured = unit_file(folder)
     pieces = {f"role{i}.pt": torch_bytes({"vector": torch.from_numpy(one), "type": "pos_3", "role": f"role{i}"})
@@ -265,8 +260,10 @@ def forms(folder: Path) -> dict[str, Form]:
         "conversations": Form("lines", log, logs),
         "unit": Form("json", measured, unit, name),
     }  # fmt: skip
-    found |= {f"probes-{key.split('.')[0]}": Form("lines", asked[key], probes, key, asked) for key in asked}
-    family = {"plan.json": "json", "splits.json": "json", "rollouts.jsonl": "lines"}
+    asked = probe_files()
+    for key, use in PROBES.items():
+        found[f"probes-{Path(key).stem}"] = Form("lines", asked[key], use, key, asked)
+    family = {"plan.json": "json", "splits.json": "json", "rounds.json": "json", "rollouts.jsonl": "lines"}
     for key in kept:
         found[f"run-{Path(key).stem}"] = Form(family.get(key, "safetensors"), kept[key], run, key, kept)
     return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from _servers import HEADERS, Server
 
 
 @dataclass
@@ -26,25 +27,29 @@ class Round:
         return self.tokens / self.seconds
 
 
-def stretch(url: str, chats: list[list[dict[str, str]]], clients: int, requests: int, tokens: int, seed: int) -> Round:
-    """`requests` greedy replies of exactly `tokens` tokens, `clients` at a time."""
-    return asyncio.run(_stretch(url, chats, clients, requests, tokens, seed))
+def stretch(
+    server: Server, engine: str, chats: list[list[dict[str, str]]], clients: int, requests: int, tokens: int, seed: int
+) -> Round:
+    """`requests` greedy replies of `tokens` tokens, `clients` at a time; of at most so many where the engine knows no
+    way to ask for more than a reply has."""
+    told: dict[str, Any] = {"model": server.model(), "temperature": 0, "max_tokens": tokens}
+    if engine == "vllm":
+        told |= {"min_tokens": tokens, "ignore_eos": True}
+    return asyncio.run(_stretch(server.url, told, chats, clients, requests, seed))
 
 
 async def _stretch(
-    url: str, chats: list[list[dict[str, str]]], clients: int, requests: int, tokens: int, seed: int
+    url: str, told: dict[str, Any], chats: list[list[dict[str, str]]], clients: int, requests: int, seed: int
 ) -> Round:
     chance, done = random.Random(seed), Round()
     todo = [chance.choice(chats) for _ in range(requests)]
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits, headers=HEADERS) as client:
 
         async def work() -> None:
             while todo:
-                body: dict[str, Any] = {"model": "model", "messages": todo.pop(), "temperature": 0}
-                body |= {"max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
                 began = time.perf_counter()
-                reply = await client.post("/v1/chat/completions", json=body)
+                reply = await client.post("/v1/chat/completions", json={**told, "messages": todo.pop()})
                 reply.raise_for_status()
                 done.latencies.append(time.perf_counter() - began)
                 done.tokens += reply.json()["usage"]["completion_tokens"]

@@ -16,6 +16,7 @@ import httpx
 import psutil
 
 ADMIN_KEY = "benchmark"
+HEADERS = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
 class Server(NamedTuple):
@@ -30,6 +31,10 @@ class Server(NamedTuple):
         """Bytes that its processes hold, shared pages counted once for each."""
         parent = psutil.Process(self.pid)
         return sum(p.memory_info().rss for p in [parent, *parent.children(recursive=True)])
+
+    def model(self) -> str:
+        """What it calls its model."""
+        return str(httpx.get(f"{self.url}/v1/models", headers=HEADERS).json()["data"][0]["id"])
 
     def alive(self) -> bool:
         """Whether it still runs."""
@@ -53,9 +58,10 @@ def vllm(name: str, model: str, cap: Path | None, folder: Path, *more: str) -> I
 
 @contextmanager
 def own(name: str, model: str, cap: Path | None, folder: Path, *more: str) -> Iterator[Server]:
-    """`persona-axis serve`."""
-    command = ["-m", "persona_axis.cli", "serve", model, *(["--cap", str(cap)] if cap else []), *more]
-    with _running(name, command, {}, folder / f"{name}.log") as server:
+    """`persona-axis serve`, with a key."""
+    held = ["--cap", str(cap)] if cap else ["--without-cap"]
+    command = ["-m", "persona_axis.cli", "serve", model, *held, "--dtype", "float32", *more]
+    with _running(name, command, {"PERSONA_AXIS_API_KEY": ADMIN_KEY}, folder / f"{name}.log") as server:
         yield server
 
 
@@ -86,7 +92,7 @@ def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise SystemExit(f"{server.name} did not start: see {server.log}")
+            raise SystemExit(f"{server.name} did not start:\n{server.log.read_text('utf-8', 'replace')[-3000:]}")
         try:
             if httpx.get(f"{server.url}/health", timeout=5).status_code == 200:
                 return

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import torch
-from _servers import Server
+from _servers import HEADERS, Server
 
 from persona_axis import Cap, ChatModel
 
@@ -54,12 +54,12 @@ def soak(
     """Lines that say what happened; raises `SystemExit` where the server failed."""
     capped, plain = references(model, cap, chats)
     differing = sum(a.texts != b.texts for a, b in zip(capped, plain, strict=True))
-    print(f"{len(chats)} chats, {differing} of which the cap changes; {seconds / 60:.0f} minutes", flush=True)
+    print(f"{len(chats)} chats, {differing} of which the cap changes; {seconds / 60:g} minutes", flush=True)
     seen = Seen()
     asyncio.run(_fire(server, chats, capped, plain, seconds, clients, seen, engine))
     early, late = (seen.memory[i] / 2**20 for i in (len(seen.memory) // 4, -1))
     lines = [
-        f"- {sum(seen.kinds.values()):,} requests in {seconds / 60:.0f} minutes: "
+        f"- {sum(seen.kinds.values()):,} requests in {seconds / 60:g} minutes: "
         + ", ".join(f"{kind} {count:,}" for kind, count in seen.kinds.most_common()),
         "- answers: " + ", ".join(f"{status} {count:,}" for status, count in seen.statuses.most_common()),
         f"- checked replies: {seen.checked:,} ({seen.telling:,} to chats where the cap changes what is said); unlike "
@@ -101,7 +101,7 @@ async def _fire(
 ) -> None:  # fmt: skip
     end = time.monotonic() + seconds
     limits = httpx.Limits(max_connections=2 * clients)
-    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits, headers=HEADERS) as client:
 
         async def work(number: int) -> None:
             chance = random.Random(number)
@@ -138,7 +138,7 @@ async def _fire(
 async def _check(
     client: httpx.AsyncClient, messages: list[dict[str, str]], capped: Wanted, plain: Wanted, seen: Seen
 ) -> None:
-    body = {"model": "model", "messages": messages, "max_tokens": TOKENS, "temperature": 0, "logprobs": True}
+    body = {"messages": messages, "max_tokens": TOKENS, "temperature": 0, "logprobs": True}
     reply = await client.post("/v1/chat/completions", json=body)
     seen.statuses[f"checks: {reply.status_code}"] += 1
     if reply.status_code != 200:
@@ -164,7 +164,7 @@ def _total(metrics: str, name: str) -> float:
 
 
 async def _hangs_up(client: httpx.AsyncClient, messages: list[dict[str, str]], chance: random.Random) -> str:
-    body = {"model": "model", "messages": messages, "max_tokens": 300, "stream": True, "ignore_eos": True}
+    body = {"messages": messages, "max_tokens": 300, "stream": True}
     async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
         lines = reply.aiter_lines()
         for _ in range(chance.randrange(1, 6)):
@@ -173,7 +173,7 @@ async def _hangs_up(client: httpx.AsyncClient, messages: list[dict[str, str]], c
 
 
 async def _reads_slowly(client: httpx.AsyncClient, messages: list[dict[str, str]], chance: random.Random) -> str:
-    body = {"model": "model", "messages": messages, "max_tokens": 40, "stream": True}
+    body = {"messages": messages, "max_tokens": 40, "stream": True}
     async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
         async for _ in reply.aiter_lines():
             await asyncio.sleep(0.05 * chance.random())
@@ -189,19 +189,23 @@ async def _rubbish(client: httpx.AsyncClient, _messages: list[dict[str, str]], c
 async def _too_long(client: httpx.AsyncClient, messages: list[dict[str, str]], chance: random.Random) -> str:
     words = "how can you help me ".split()
     long = " ".join(chance.choice(words) for _ in range(chance.choice([600, 20_000])))
-    body = {"model": "model", "messages": [*messages, {"role": "user", "content": long}][-1:], "max_tokens": 5}
+    body = {"messages": [*messages, {"role": "user", "content": long}][-1:], "max_tokens": 5}
     return str((await client.post("/v1/chat/completions", json=body)).status_code)
 
 
 async def _odd_fields(client: httpx.AsyncClient, messages: list[dict[str, str]], chance: random.Random) -> str:
     odd = chance.choice([{"n": 0}, {"temperature": "hot"}, {"max_tokens": 10**9}, {"cap": None}, {"model": "other"}])
-    body = {"model": "model", "messages": messages, "max_tokens": 5} | odd
+    body = {"messages": messages, "max_tokens": 5} | odd
     return str((await client.post("/v1/chat/completions", json=body)).status_code)
 
 
-async def _bad_key(client: httpx.AsyncClient, _messages: list[dict[str, str]], chance: random.Random) -> str:
+async def _bad_key(client: httpx.AsyncClient, messages: list[dict[str, str]], chance: random.Random) -> str:
+    # vLLM's key is for the change of the cap, ours for everything.
     headers = {"Authorization": f"Bearer {chance.random()}"}
-    return str((await client.post("/persona-axis/cap", json={"cap": None}, headers=headers)).status_code)
+    answers = [await client.post("/persona-axis/cap", json={"cap": None}, headers=headers)]
+    if answers[0].status_code == 404:
+        answers = [await client.post("/v1/chat/completions", json={"messages": messages}, headers=headers)]
+    return str(answers[-1].status_code)
 
 
 _ACTS: dict[str, Any] = {

@@ -2,11 +2,12 @@
 
     python benchmarks/serving.py --cap demo/cap.safetensors --out docs/serving_cost.md
     python benchmarks/serving.py --cap demo/cap.safetensors --soak 20
+    python benchmarks/serving.py --cap demo/cap.safetensors --engine own        # and so for `persona-axis serve`
 
 The first starts vLLM twice, with the cap and without this package's plugin having one, sends both the same load in
-turns, and prints ratios; then it does the same with the capped server's cap on and off. The second keeps one server
+turns, and prints a table; then it does the same with the capped server's cap on and off. The second keeps one server
 saturated for so many minutes with clients of every kind, and checks replies against transformers under the same cap.
-Run it where vLLM is installed (`make bench-vllm`).
+Run it where vLLM is installed (`make bench-vllm`), or with `--engine own` anywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import httpx
 import numpy as np
 import torch
 from _load import Round, stretch
-from _servers import ADMIN_KEY, Server, own, vllm
+from _servers import HEADERS, Server, own, vllm
 from _soak import soak
 
 from persona_axis import Cap, load_probes
@@ -59,64 +60,67 @@ def main() -> None:
 
 
 def costs(model: str, cap: Path, folder: Path, told: argparse.Namespace) -> list[str]:
-    """Rows of two comparisons, each of rounds in turns."""
+    """A table of two comparisons, each of rounds in turns."""
     load = Load(told.clients, told.requests, told.tokens)
     start = ENGINES[told.engine]
     with start("plain", model, None, folder) as plain, start("capped", model, cap, folder) as capped:
-        rows = [("with the cap / without one", compare(plain, capped, load, told.rounds))]
+        rows = table("the cap / none", compare(plain, capped, load, told))
         if told.engine == "vllm":
-            rows.append(("the same server, cap on / off", switched(capped, cap, load, told.rounds)))
-        seen = httpx.get(f"{capped.url}/metrics" if told.engine == "own" else f"{capped.url}/persona-axis/metrics")
-    head = ["| comparison | tokens/s | p50 latency | p99 latency |", "| --- | --- | --- | --- |"]
-    return [*head, *(f"| {what} | {' | '.join(found)} |" for what, found in rows), "", capped_share(seen.text)]
+            rows += table("on / off, one server", switched(capped, cap, load, told))
+        path = "/metrics" if told.engine == "own" else "/persona-axis/metrics"
+        seen = httpx.get(capped.url + path, headers=HEADERS)
+    head = ["| comparison | measured | with the cap | without | ratio (95% interval) |", "| --- " * 5 + "|"]
+    said = f"Medians of {told.rounds} rounds in turns; intervals are a bootstrap of the rounds' median ratio."
+    return [*head, *rows, "", f"{said} {capped_share(seen.text)}"]
 
 
-def compare(plain: Server, capped: Server, load: Load, rounds: int) -> list[str]:
-    """Ratios capped / plain, with the order changing from round to round."""
+def compare(plain: Server, capped: Server, load: Load, told: argparse.Namespace) -> list[tuple[Round, Round]]:
+    """Rounds capped and plain, with the order changing from round to round."""
     pairs = []
-    for i in range(rounds + 1):
+    for i in range(told.rounds + 1):
         order = [plain, capped] if i % 2 else [capped, plain]
-        seen = {server.name: stretch(server.url, chats(64), *load, seed=i) for server in order}
+        seen = {server.name: stretch(server, told.engine, chats(64), *load, seed=i) for server in order}
         if i:  # the first warms both up
             pairs.append((seen["capped"], seen["plain"]))
             print(f"round {i}: {seen['capped'].rate:.0f} / {seen['plain'].rate:.0f} tokens/s", flush=True)
-    return ratios(pairs)
+    return pairs
 
 
-def switched(server: Server, cap: Path, load: Load, rounds: int) -> list[str]:
-    """Ratios on / off on one server, whose cap is changed between the stretches."""
+def switched(server: Server, cap: Path, load: Load, told: argparse.Namespace) -> list[tuple[Round, Round]]:
+    """Rounds on and off on one server, whose cap is changed between the stretches."""
     pairs = []
-    for i in range(rounds):
+    for i in range(told.rounds):
         seen: dict[bool, Round] = {}
         for on in (bool(i % 2), not i % 2):
             change(server, cap if on else None)
-            seen[on] = stretch(server.url, chats(64), *load, seed=i)
+            seen[on] = stretch(server, told.engine, chats(64), *load, seed=i)
         pairs.append((seen[True], seen[False]))
         print(f"round {i + 1}: {seen[True].rate:.0f} on, {seen[False].rate:.0f} off", flush=True)
     change(server, cap)
-    return ratios(pairs)
+    return pairs
 
 
 def change(server: Server, cap: Path | None) -> None:
     """Change the cap of a vLLM server."""
-    body, headers = {"cap": cap and str(cap.resolve())}, {"Authorization": f"Bearer {ADMIN_KEY}"}
-    httpx.post(f"{server.url}/persona-axis/cap", json=body, headers=headers, timeout=60).raise_for_status()
+    body = {"cap": cap and str(cap.resolve())}
+    httpx.post(f"{server.url}/persona-axis/cap", json=body, headers=HEADERS, timeout=60).raise_for_status()
 
 
-def ratios(pairs: list[tuple[Round, Round]]) -> list[str]:
-    """Throughput, median and 99th percentile of latency, each as a ratio with a 95% bootstrap interval over rounds."""
+def table(what: str, pairs: list[tuple[Round, Round]]) -> list[str]:
+    """Throughput and latency: the medians over rounds, and the median of the rounds' ratios with its interval."""
     rng = np.random.default_rng(0)
     draws = rng.integers(len(pairs), size=(2000, len(pairs)))
-    out = []
-    for read in (
-        lambda r: r.rate,
-        lambda r: float(np.percentile(r.latencies, 50)),
-        lambda r: float(np.percentile(r.latencies, 99)),
+    rows = []
+    for measured, read, form in (
+        ("tokens/s", lambda r: r.rate, "{:.0f}"),
+        ("latency p50, s", lambda r: float(np.percentile(r.latencies, 50)), "{:.3f}"),
+        ("latency p99, s", lambda r: float(np.percentile(r.latencies, 99)), "{:.3f}"),
     ):
-        logs = np.log([read(a) / read(b) for a, b in pairs])
-        low, high = np.exp(np.percentile(logs[draws].mean(1), [2.5, 97.5]))
-        out.append(f"{np.exp(logs.mean()):.3f} ({low:.3f}-{high:.3f})")
-    return out
+        on, off = (np.array([read(pair[side]) for pair in pairs]) for side in (0, 1))
+        low, high = np.percentile(np.median((on / off)[draws], 1), [2.5, 97.5])
+        cells = [form.format(np.median(side)) for side in (on, off)]
+        rows.append(f"| {what} | {measured} | {' | '.join(cells)} | {np.median(on / off):.3f} ({low:.3f}-{high:.3f}) |")
+    return rows
 
 
 def capped_share(metrics: str) -> str:

@@ -5,6 +5,10 @@ Tensors (n roles, L layers, H hidden): `direction` [L, H] float32 unit rows poin
 bfloat16; `mean_norm` [L]; `quantiles_default`, `quantiles_roles` [L, 101] of replies' mean projections and
 `quantiles_default_tokens`, `quantiles_roles_tokens` of single reply tokens, at percentiles 0 to 100. Metadata
 are strings; every key not in `TEXT_KEYS` is JSON. Keys that are not named here are kept.
+
+Role vectors are nearly all of a large file, so it may hold them at some layers only: then `role_layers` [R] int64
+are these, `roles` is [n, R, H], `roles_mean` [L, H] is their mean at every layer, of which the direction was made,
+and the metadata's `roles_sha256` is a digest for each of the R layers, so that one can be trusted without the others.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from persona_axis._blocks import Block
+from persona_axis._rolerows import UNIT_TOLERANCE, RoleRows, off_direction
 from persona_axis._safefile import wrong_format
 from persona_axis.errors import AxisFileError
 
@@ -35,6 +41,7 @@ TEXT_KEYS = frozenset({
 
 _ALWAYS_TENSORS = ("direction", "layers")
 _EXTRACTED_TENSORS = ("default", "roles", "mean_norm", *QUANTILES)
+_PARTIAL_TENSORS = ("role_layers", "roles_mean")
 _ALWAYS_KEYS = ("format", "provenance", "hidden_size", "num_layers", "conventions")
 _EXTRACTED_KEYS = (
     "model", "revision", "architecture", "dtype", "chat_template_sha256", "weights_sha256", "probes_sha256",
@@ -42,10 +49,6 @@ _EXTRACTED_KEYS = (
     "versions", "date",
 )  # fmt: skip
 _MAY_BE_EMPTY = frozenset({"revision", "chat_template_sha256"})  # a local model; a model without a template
-
-_UNIT_TOLERANCE = 1e-4
-_FLOAT32_ROUNDING = 2.0**-24
-_BFLOAT16_ROUNDING = 2.0**-9
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -82,18 +85,42 @@ def json_of(text: str) -> Any:
     return value
 
 
-def check_axis(where: str, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], bf16_roles: bool) -> None:
-    """Raise `AxisFileError`, naming the field, unless all is complete, finite and consistent."""
+def check_axis(
+    where: str, arrays: Mapping[str, NDArray[Any] | Block], metadata: Mapping[str, Any], bf16_roles: bool
+) -> RoleRows | None:
+    """Raise `AxisFileError`, naming the field, unless all is complete, finite and consistent.
+
+    Role vectors that are a `Block` are not read: what is given back says what to ask of them when they are. None
+    where there are none, or they have nothing to be compared with.
+    """
     try:
         _check_keys(metadata)
         extracted = metadata["provenance"] == "extracted"
         _check_names(arrays, extracted)
         _check_layers(arrays["layers"], metadata)
-        _check_tensors(arrays, metadata, bf16_roles)
+        _check_role_layers(arrays, metadata)
+        _check_tensors(arrays, metadata)
         _check_counts(arrays.get("roles"), metadata)
         _check_split_half(metadata, len(arrays["layers"]))
     except _Bad as bad:
         raise AxisFileError(f"{where}: {bad}") from None
+    rows = _role_rows(where, arrays, metadata, bf16_roles)
+    roles = arrays.get("roles")
+    if rows is not None and isinstance(roles, np.ndarray):
+        for row in range(roles.shape[1]):
+            rows.check(row, roles[:, row])
+    return rows
+
+
+def _role_rows(where: str, arrays: Mapping[str, Any], metadata: Mapping[str, Any], bf16_roles: bool) -> RoleRows | None:
+    if "roles" not in arrays or "default" not in arrays:
+        return None
+    layers: list[int] = arrays["layers"].tolist()
+    told: list[int] = arrays["role_layers"].tolist() if "role_layers" in arrays else layers
+    at = [layers.index(layer) for layer in told]
+    mean = arrays["roles_mean"][at] if "roles_mean" in arrays else None
+    stated = metadata.get("roles_sha256")
+    return RoleRows(where, tuple(told), arrays["default"][at], arrays["direction"][at], mean, bf16_roles, stated)
 
 
 class _Bad(Exception):
@@ -121,16 +148,35 @@ def _check_keys(metadata: Mapping[str, Any]) -> None:
             raise _Bad(f"conventions: {key}: expected {meaning!r}, found {found!r}")
 
 
-def _check_names(arrays: Mapping[str, NDArray[Any]], extracted: bool) -> None:
+def _check_names(arrays: Mapping[str, Any], extracted: bool) -> None:
     for name in _ALWAYS_TENSORS + (_EXTRACTED_TENSORS if extracted else ()):
         if name not in arrays:
             raise _Bad(f"{name}: this tensor is missing")
-    extra = sorted(set(arrays) - {*_ALWAYS_TENSORS, *_EXTRACTED_TENSORS})
+    extra = sorted(set(arrays) - {*_ALWAYS_TENSORS, *_EXTRACTED_TENSORS, *_PARTIAL_TENSORS})
     if extra:
         raise _Bad(f"{extra[0]}: an axis file holds no such tensor")
+    if partial := [name for name in _PARTIAL_TENSORS if name in arrays]:
+        for name in (*_PARTIAL_TENSORS, "roles", "default"):
+            if name not in arrays:
+                raise _Bad(f"{name}: this tensor is missing beside {partial[0]}")
 
 
-def _check_layers(layers: NDArray[Any], metadata: Mapping[str, Any]) -> None:
+def _check_role_layers(arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    told = arrays.get("role_layers")
+    if told is not None:
+        if told.dtype != np.int64 or told.ndim != 1 or told.size == 0:
+            raise _Bad(f"role_layers: expected [layers] int64, found {list(told.shape)} {told.dtype}")
+        if np.any(told[1:] <= told[:-1]) or not np.isin(told, arrays["layers"]).all():
+            raise _Bad("role_layers: must be rising layers of the file, each once")
+    digests = metadata.get("roles_sha256")
+    if digests is None:
+        return
+    rows = len(arrays["layers"] if told is None else told)
+    if not isinstance(digests, list) or len(digests) != rows or not all(isinstance(one, str) for one in digests):
+        raise _Bad(f"roles_sha256: expected a digest for each of the {rows} layers of roles")
+
+
+def _check_layers(layers: Any, metadata: Mapping[str, Any]) -> None:
     if layers.dtype != np.int64 or layers.ndim != 1 or layers.size == 0:
         raise _Bad(f"layers: expected [layers] int64, found {list(layers.shape)} {layers.dtype}")
     if np.any(layers[1:] <= layers[:-1]):
@@ -142,16 +188,20 @@ def _check_layers(layers: NDArray[Any], metadata: Mapping[str, Any]) -> None:
         raise _Bad(f"recommended_layer: {recommended!r} is not one of the file's layers")
 
 
-def _check_tensors(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any], bf16_roles: bool) -> None:
+def _check_tensors(arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     rows, hidden = len(arrays["layers"]), metadata["hidden_size"]
     roles = arrays["roles"].shape[0] if "roles" in arrays and arrays["roles"].ndim else 0
     shapes = {"direction": (rows, hidden), "default": (rows, hidden), "mean_norm": (rows,)}
-    shapes |= {"roles": (max(roles, 1), rows, hidden)} | dict.fromkeys(QUANTILES, (rows, 101))
+    shapes |= {"roles": (max(roles, 1), len(arrays.get("role_layers", arrays["layers"])), hidden)}
+    shapes |= {"roles_mean": (rows, hidden)}
+    shapes |= dict.fromkeys(QUANTILES, (rows, 101))
     for name, array in arrays.items():
-        if name == "layers":
+        if name in ("layers", "role_layers"):
             continue
         if array.dtype != np.float32 or array.shape != shapes[name]:
             raise _Bad(f"{name}: expected {list(shapes[name])} float32, found {list(array.shape)} {array.dtype}")
+        if name == "roles":
+            continue  # a layer at a time, by `RoleRows`
         if not np.isfinite(array).all():
             raise _Bad(f"{name}: holds NaN or infinite values")
         if name in QUANTILES and np.any(array[:, 1:] < array[:, :-1]):
@@ -160,29 +210,15 @@ def _check_tensors(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, An
         raise _Bad("mean_norm: norms must be positive")
     norms = np.linalg.norm(arrays["direction"].astype(np.float64), axis=1)
     worst = int(np.argmax(np.abs(norms - 1)))
-    if abs(norms[worst] - 1) > _UNIT_TOLERANCE:
+    if abs(norms[worst] - 1) > UNIT_TOLERANCE:
         raise _Bad(f"direction: row of layer {arrays['layers'][worst]} has norm {norms[worst]:.6g}, not 1")
-    if "default" in arrays and "roles" in arrays:
-        _check_direction(arrays, bf16_roles)
+    if "roles_mean" in arrays:
+        for row, mean in enumerate(arrays["roles_mean"]):
+            if off_direction(arrays["default"][row], mean, arrays["direction"][row], float(np.linalg.norm(mean))):
+                raise _Bad(f"direction: the row of layer {arrays['layers'][row]} is not default - roles_mean")
 
 
-def _check_direction(arrays: Mapping[str, NDArray[Any]], bf16_roles: bool) -> None:
-    """direction = unit(default - mean(roles)), as far as the stored precision can tell."""
-    default = arrays["default"].astype(np.float64)
-    difference = default - arrays["roles"].mean(axis=0, dtype=np.float64)
-    length = np.linalg.norm(difference, axis=1)
-    squares = np.einsum("nlh,nlh->nl", arrays["roles"], arrays["roles"], dtype=np.float64)
-    size = np.linalg.norm(default, axis=1) + np.sqrt(squares).mean(axis=0)
-    rounding = _BFLOAT16_ROUNDING if bf16_roles else _FLOAT32_ROUNDING
-    allowed = _UNIT_TOLERANCE + 4 * rounding * size / np.maximum(length, np.finfo(float).tiny)
-    unit = difference / np.maximum(length, np.finfo(float).tiny)[:, None]
-    off = np.linalg.norm(arrays["direction"] - unit, axis=1)
-    bad = np.flatnonzero((off > allowed) | (length == 0))
-    if bad.size:
-        raise _Bad(f"direction: the row of layer {arrays['layers'][bad[0]]} is not default - mean(roles)")
-
-
-def _check_counts(roles: NDArray[Any] | None, metadata: Mapping[str, Any]) -> None:
+def _check_counts(roles: NDArray[Any] | Block | None, metadata: Mapping[str, Any]) -> None:
     names, accepted, default = (metadata.get(key) for key in ("role_names", "accepted", "default_count"))
     if names is not None:
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
@@ -201,14 +237,15 @@ def _check_counts(roles: NDArray[Any] | None, metadata: Mapping[str, Any]) -> No
 
 
 def _check_split_half(metadata: Mapping[str, Any], rows: int) -> None:
-    halves = metadata.get("split_half")
-    if halves is None:
-        return
-    keys = ("cosine", "low", "high")
-    if not isinstance(halves, dict) or not all(_cosines(halves.get(key), rows) for key in keys):
-        raise _Bad(f"split_half: expected cosine, low and high, each {rows} numbers from -1 to 1")
-    if any(low > high for low, high in zip(halves["low"], halves["high"], strict=True)):
-        raise _Bad("split_half: an interval's low end lies above its high end")
+    for name in ("split_half", "split_half_prompts"):
+        halves = metadata.get(name)
+        if halves is None:
+            continue
+        keys = ("cosine", "low", "high")
+        if not isinstance(halves, dict) or not all(_cosines(halves.get(key), rows) for key in keys):
+            raise _Bad(f"{name}: expected cosine, low and high, each {rows} numbers from -1 to 1")
+        if any(low > high for low, high in zip(halves["low"], halves["high"], strict=True)):
+            raise _Bad(f"{name}: an interval's low end lies above its high end")
 
 
 def _cosines(values: Any, rows: int) -> bool:

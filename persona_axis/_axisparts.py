@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -41,9 +42,31 @@ def directions(default: ArrayLike | Tensor, roles: ArrayLike | Tensor) -> NDArra
     return unit
 
 
+def means_arrays(
+    default: ArrayLike | Tensor,
+    roles: ArrayLike | Tensor,
+    bfloat16: bool,
+    roles_mean: ArrayLike | Tensor | None,
+    role_layers: Iterable[int] | None,
+) -> dict[str, NDArray[Any]]:
+    """The tensors that `Axis.from_means` makes of these, which it explains."""
+    held = as_float32(roles)
+    if bfloat16:
+        held = rounded_to_bfloat16(held)
+    arrays: dict[str, NDArray[Any]] = {"default": as_float32(default), "roles": held}
+    if roles_mean is None and role_layers is None:
+        return {**arrays, "direction": directions(default, held)}
+    if roles_mean is None or role_layers is None:
+        raise AxisFileError("role_layers and roles_mean go together: name the layers, and give the mean at every layer")
+    mean = as_float64(roles_mean)
+    arrays |= {"direction": directions(default, mean[None]), "roles_mean": as_float32(mean)}
+    return {**arrays, "role_layers": np.array(list(role_layers), dtype=np.int64)}
+
+
 def as_float32(values: ArrayLike | Tensor) -> NDArray[np.float32]:
     """An own copy, so that nobody else's later change reaches the axis."""
-    return np.array(as_float64(values), dtype=np.float32, order="C")
+    plain = values if isinstance(values, np.ndarray) else as_float64(values)
+    return np.array(plain, dtype=np.float32, order="C")
 
 
 def rounded_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from persona_axis.axis import Axis
     from persona_axis.chat import ChatModel
+    from persona_axis.extraction.engines import MakesEngine
 
 F = TypeVar("F", bound=Callable[..., Any])
 SPEAKERS = ("assistant", "user", "system")
@@ -32,6 +34,13 @@ def layers(_context: click.Context, _option: click.Parameter, value: str | None)
     if not found or found != sorted(set(found)):
         raise click.BadParameter(f"{value!r} is not a list of rising layer indices such as 12, 2-3 or 4,6,8-11")
     return tuple(found)
+
+
+def layers_or_all(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[int, ...] | Literal["all"] | None:
+    """Layer indices as `layers` takes them, or all of them by that word."""
+    return "all" if value == "all" else layers(context, option, value)
 
 
 def bound(_context: click.Context, _option: click.Parameter, value: str | None) -> float | str | None:
@@ -74,6 +83,37 @@ def alert_when(_context: click.Context, _option: click.Parameter, value: str | N
     raise click.BadParameter(f"{value!r} is neither a percentile such as 5 nor one with a run of turns such as 5:3")
 
 
+def device_map(_context: click.Context, _option: click.Parameter, value: str | None) -> str | dict[str, Any] | None:
+    """A name that accelerate knows, such as auto, or which part goes where: a JSON object, or a .json file of one."""
+    if value is None or not value.startswith("{") and not value.endswith(".json"):
+        return value
+    try:
+        found = json.loads(value if value.startswith("{") else Path(value).read_bytes())
+        if isinstance(found, dict) and found and all(type(place) in (str, int) for place in found.values()):
+            return found
+        why = "it names no device for any part"
+    except (OSError, ValueError, RecursionError) as error:
+        why = str(error)
+    raise click.BadParameter(
+        f"{value!r} is neither a name such as auto nor a JSON object of parts and devices "
+        f'such as {{"model.layers.0": "disk"}} ({why})'
+    )
+
+
+def arguments(_context: click.Context, _option: click.Parameter, value: tuple[str, ...]) -> dict[str, Any]:
+    """NAME=VALUE, several; a value is JSON, or a text where it is none."""
+    found: dict[str, Any] = {}
+    for one in value:
+        name, equals, given = one.partition("=")
+        if not equals or not name.isidentifier():
+            raise click.BadParameter(f"{one!r} is not NAME=VALUE, such as tensor_parallel_size=2")
+        try:
+            found[name] = json.loads(given)
+        except ValueError:
+            found[name] = given
+    return found
+
+
 def names(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     """Names with commas between them, each once."""
     if value is None:
@@ -102,10 +142,11 @@ def loading_options(command: F) -> F:
     dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
     for decorate in (
         click.option("--stack", metavar="NAME", help="Attribute path of the decoder layers, if it is not found."),
-        click.option("--device-map", metavar="MAP", help="accelerate's device map, such as auto, for large models."),
+        click.option("--device-map", metavar="MAP", callback=device_map,
+                     help="accelerate's device map for large models: auto, or JSON of parts and devices."),
         click.option("--dtype", type=dtypes, default="auto", help="Precision of the weights; auto = as stored."),
         click.option("--revision", metavar="REV", help="Branch, tag or commit on the hub."),
-    ):
+    ):  # fmt: skip
         command = decorate(command)
     return command
 
@@ -136,7 +177,7 @@ def allow_option(command: F) -> F:
     )(command)  # fmt: skip
 
 
-def load_model(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None) -> ChatModel:
+def load_model(model: str, revision: str | None, dtype: str, device_map: Any, stack: str | None) -> ChatModel:
     """The model of `model_options`. transformers is told to keep its remarks and bars to itself."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers.utils import logging
@@ -145,6 +186,21 @@ def load_model(model: str, revision: str | None, dtype: str, device_map: str | N
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return ChatModel.load(model, revision=revision, dtype=dtype, device_map=device_map, layers=stack)
+
+
+def drawing(
+    engine: str | None, arguments: dict[str, Any], ray: str | None, workers: int, gpus: float | None,
+    device_map: str | None,
+) -> AbstractContextManager[MakesEngine]:  # fmt: skip
+    """What draws rollouts: an engine by its name, or Ray workers at the address `ray`, for as long as the block."""
+    from persona_axis.extraction.engines import Local, named
+    from persona_axis.extraction.ray_engine import over_ray, require_ray
+
+    made = named(engine or Local.name, arguments)
+    if ray is None:
+        return nullcontext(made)
+    require_ray()
+    return over_ray(ray, workers, gpus=gpus, load={"device_map": device_map})
 
 
 def load_for(

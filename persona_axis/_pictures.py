@@ -56,11 +56,11 @@ def _save(figures: Iterable[tuple[str, Figure]], directory: Path) -> list[Path]:
 
 
 def _pictures(axis: Axis, layer: int) -> Iterator[tuple[str, Figure]]:
-    if "roles" in axis.arrays and "default" in axis.arrays:
+    if layer in axis.role_layers and "default" in axis.arrays:
         space, home = axis.space(layer), default_projection(axis, layer)
         row = axis.row(layer)
         # A space of two roles has one component; the second coordinate is then 0 for all.
-        points = _two_columns(space.project(axis.array("roles")[:, row]))
+        points = _two_columns(space.project(axis.roles_at(layer)))
         place = _two_columns(space.project(axis.array("default")[row])[None])[0]
         shares = np.append(space.explained_variance_ratio, 0.0)
         yield "roles", plots.role_map(
@@ -81,14 +81,18 @@ def _pictures(axis: Axis, layer: int) -> Iterator[tuple[str, Figure]]:
 
 
 def _profile(axis: Axis) -> Figure:
-    cosines = [abs(axis.space(layer).cosine_axis_pc1) for layer in axis.layers]
-    curves, bands = {"|cos(axis, PC1)|": cosines}, {}
+    """Over the layers whose role vectors the file holds."""
+    rows = [axis.row(layer) for layer in axis.role_layers]
+    curves = {"|cos(axis, PC1)|": [abs(axis.space(layer).cosine_axis_pc1) for layer in axis.role_layers]}
+    bands = {}
     if axis.metadata.get("split_half"):
-        halves = axis.split_half
-        curves["split-half cosine"] = list(halves.cosine)
-        bands["split-half cosine"] = (list(halves.low), list(halves.high))
+        cosine, low, high = ([values[row] for row in rows] for values in axis.split_half)
+        curves["split-half cosine"] = cosine
+        bands["split-half cosine"] = (low, high)
     chosen = axis.metadata.get("recommended_layer")
-    return plots.layer_profile(axis.layers, curves, bands=bands, chosen=chosen)
+    return plots.layer_profile(
+        axis.role_layers, curves, bands=bands, chosen=chosen if chosen in axis.role_layers else None
+    )
 
 
 def _two_columns(points: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Saved
+from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Rounded, Saved
 from persona_axis.extraction.events import Progress as Drawn
 
 LONG_SECONDS = 600.0
@@ -55,10 +55,14 @@ class Display:
                 self.console.print(f"note: {text}", markup=False, highlight=False)
             case Drawn():
                 what = (
-                    f"{event.rollouts:,}/{event.of_rollouts:,} rollouts, {event.roles}/{event.of_roles} {self.roles}, "
+                    f"{event.rollouts:,}/{event.of_rollouts:,} rollouts, round {event.round}, "
                     f"{event.rollouts_per_second:.1f} rollouts/s, {clock(event.seconds_left)} left"
                 )
                 self._show("probing", event.rollouts, event.of_rollouts, what)
+            case Rounded(number, rollouts, expected, low, more):
+                then = f"{more:,} more" if more else "done"
+                found = f"expected cosine {expected:.4f}, at least {low:.4f}: {then}"
+                self.console.print(f"round {number}: {rollouts:,} rollouts, {found}", markup=False, highlight=False)
             case Calibrating(done, total):
                 self._show("calibrating", done, total, f"{done:,}/{total:,} rollouts read")
             case Saved(path):
@@ -70,11 +74,23 @@ class Display:
             self._bar.stop()
 
     def _plan(self, plan: Planned) -> None:
-        lines = [
+        asked = (
             f"plan ({self.preset}, changed by what options say): {plan.roles} {self.roles} x {plan.prompts} prompts "
             f"x {plan.questions} questions "
             f"+ {plan.default_rollouts:,} of the default = {plan.rollouts:,} rollouts, "
-            f"at most {plan.tokens:,} tokens, in batches of {plan.batch_size}",
+            f"at most {plan.tokens:,} tokens, in batches of {plan.batch_size}"
+        )
+        rounds = (
+            f"drawn in rounds, the first of {plan.first_round:,}, until its cosine is certain to {plan.precision:g}"
+            if plan.precision < 1
+            else "all of them are drawn"
+        )
+        given = (
+            f"reading {plan.rollouts:,} rollouts that exist already, of {plan.roles} {self.roles} and "
+            f"{plan.default_rollouts:,} of the default, in batches of {plan.batch_size}"
+        )
+        lines = [
+            *([given] if plan.given else [asked, rounds]),
             f"time: {clock(plan.seconds)} at most; state in {plan.run_dir}",
         ]
         if plan.done:

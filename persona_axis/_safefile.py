@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from persona_axis._asked import path_of
+from persona_axis._blocks import Block, widened
 from persona_axis._plainfile import open_file, read_file
 from persona_axis.errors import AxisFileError
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 16 * 2**20
 """Far above any real header (300 role names with counts are 20 kB), far below what could hurt."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
     "I64": np.dtype("<i8"),
@@ -39,6 +40,7 @@ _MOST_SIDES, _MOST_NUMBERS = 8, 2**60  # more is no array of any kind; a product
 _OURS = {
     "persona-axis": "an axis file: AXIS of `persona-axis show`, `cap` and `drift`",
     "persona-cap": "a cap file: `persona-axis generate --cap FILE`",
+    "persona-space": "a space of rollouts: `persona-axis show FILE`",
     "persona-traits": "a traits file: `persona-axis show FILE`, or beside an axis `show AXIS --traits FILE`",
 }
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save, pickle
@@ -52,6 +54,8 @@ class SafeFile(NamedTuple):
     dtypes: dict[str, str]
     """By name, as stored: F32, F64, I64 or BF16."""
     metadata: dict[str, str]
+    blocks: dict[str, Block] = {}
+    """By name; what was left in the file."""
 
 
 def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
@@ -60,19 +64,23 @@ def read_safe(path: str | os.PathLike[str], *, half: bool = False) -> SafeFile:
     Raises `AxisFileError` for anything that is not exactly one.
     """
     file = path_of("path", path)
-    accepted = _DTYPES | _HALF if half else _DTYPES
     try:
         raw = read_file(file)
     except OSError as error:
         raise AxisFileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    header = _header(path, raw)
-    metadata = _metadata(path, header)
-    dtypes = _layout(path, header, len(raw) - 8 - int.from_bytes(raw[:8], "little"), accepted)
+    return whole(path, raw, DTYPES | _HALF if half else DTYPES)
+
+
+def whole(path: str | os.PathLike[str], raw: bytes, accepted: Mapping[str, np.dtype[Any]] = DTYPES) -> SafeFile:
+    """The content of a file that was read, checked."""
+    header = read_header(path, raw, len(raw))
+    metadata = metadata_of(path, header)
+    dtypes = layout(path, header, len(raw) - 8 - int.from_bytes(raw[:8], "little"), accepted)
     try:
         stored = dict(safetensors.deserialize(raw))  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise AxisFileError(f"{path}: not a valid safetensors file: {error}") from None
-    return SafeFile({name: _array(stored[name]) for name in dtypes}, dtypes, metadata)
+    return SafeFile({name: array_of(stored[name]) for name in dtypes}, dtypes, metadata)
 
 
 def stated_format(path: str | os.PathLike[str]) -> str:
@@ -110,31 +118,42 @@ def write_safe(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], meta
 
     Raises `AxisFileError` when it cannot be written (no such directory, disk full, no permission).
     """
-    from safetensors.torch import save
+    import torch
+
+    codes = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16"}
+    # Widest first, so that all are aligned, and by name: the order in which safetensors itself writes them.
+    named = sorted(tensors.items(), key=lambda item: (list(codes).index(item[1].dtype), item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in named:
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+
+    def content() -> Iterator[bytes | memoryview]:
+        # Sorted, because no two files of the same content would be alike otherwise.
+        text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors stay aligned
+        yield len(text).to_bytes(8, "little") + text
+        for _, tensor in named:
+            if tensor.numel():
+                yield tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
     target = Path(os.path.realpath(path_of("path", path)))  # a link keeps pointing where it did
-    content = _canonical(save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata)))
     try:
-        replace_file(target, content)
+        replace_file(target, content())
     except OSError as error:
         kept = "; the file that was there is unchanged" if target.exists() else ""
         raise AxisFileError(f"{path}: could not be written: {error.strerror or error}{kept}") from error
 
 
-def _canonical(content: bytes) -> bytes:
-    """The same file with its header in sorted order: safetensors shuffles the metadata, so no two files are alike."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # tensors stay aligned
-    return len(header).to_bytes(8, "little") + header + content[end:]
-
-
-def replace_file(target: Path, content: bytes) -> None:
-    """Put `content` where `target` (no link) is or will be, in one step. Raises `OSError`; nothing is left behind."""
+def replace_file(target: Path, content: bytes | Iterable[bytes | memoryview]) -> None:
+    """Put `content`, whole or in pieces, where `target` (no link) is or will be, in one step. Raises `OSError`; nothing
+    is left behind."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            for piece in (content,) if isinstance(content, bytes) else content:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, _mode(target))
@@ -154,22 +173,23 @@ def _mode(target: Path) -> int:
     return 0o666 & ~mask
 
 
-def _header(path: Any, raw: bytes) -> dict[str, Any]:
+def read_header(path: Any, raw: bytes, size: int) -> dict[str, Any]:
+    """The header at the start of a file of `size` bytes."""
     if raw.startswith(_PICKLE_STARTS) and raw[8:9] != b"{":  # a header of 640 bytes begins as a pickle does
         raise AxisFileError(
             f"{path}: is a pickle (as torch.save writes): pickles run code and are never read; published vectors are "
             "taken over by `persona-axis import`, which reads their numbers alone"
         )
-    if len(raw) < 8:
-        raise AxisFileError(f"{path}: truncated: {len(raw)} bytes are no safetensors file")
+    if size < 8:
+        raise AxisFileError(f"{path}: truncated: {size} bytes are no safetensors file")
     length = int.from_bytes(raw[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise AxisFileError(
             f"{path}: not a safetensors file, or an oversized header: it claims {length} bytes "
             f"(at most {MAX_HEADER_BYTES} are accepted)"
         )
-    if length > len(raw) - 8:
-        raise AxisFileError(f"{path}: truncated: the header needs {length} bytes, {len(raw) - 8} are there")
+    if length > size - 8:
+        raise AxisFileError(f"{path}: truncated: the header needs {length} bytes, {size - 8} are there")
     try:
         header = json.loads(raw[8 : 8 + length], object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -186,14 +206,15 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _metadata(path: Any, header: dict[str, Any]) -> dict[str, str]:
+def metadata_of(path: Any, header: dict[str, Any]) -> dict[str, str]:
+    """The metadata, which are taken out of the header."""
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise AxisFileError(f"{path}: metadata must map strings to strings")
     return metadata
 
 
-def _layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str, np.dtype[Any]]) -> dict[str, str]:
+def layout(path: Any, header: dict[str, Any], size: int, accepted: Mapping[str, np.dtype[Any]]) -> dict[str, str]:
     """The dtype of each tensor, once the offsets of all of them are known to fill the file exactly."""
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
@@ -231,10 +252,10 @@ def plain_shape(shape: Sequence[Any]) -> bool:
     return numbers < _MOST_NUMBERS
 
 
-def _array(entry: Mapping[str, Any]) -> NDArray[Any]:
-    dtype = (_DTYPES | _HALF)[entry["dtype"]]
+def array_of(entry: Mapping[str, Any]) -> NDArray[Any]:
+    """The numbers of a header entry with its `data`."""
+    dtype = (DTYPES | _HALF)[entry["dtype"]]
     array: NDArray[Any] = np.frombuffer(entry["data"], dtype=dtype).reshape(entry["shape"])
-    if entry["dtype"] == "BF16":  # the upper half of a float32
-        widened = np.left_shift(array.astype(np.uint32), np.uint32(16))
-        return widened.view(np.float32)
+    if entry["dtype"] == "BF16":
+        return widened(array)
     return array

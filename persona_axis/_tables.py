@@ -12,7 +12,11 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from persona_axis._axisparts import told_layers
+from persona_axis._blocks import unread
+
 if TYPE_CHECKING:
+    from persona_axis._spacefile import SpaceFile
     from persona_axis._talk import Said
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
@@ -47,10 +51,33 @@ def show_axis(console: Console, axis: Axis, layer: int | None = None, count: int
         layers = ", ".join(map(str, axis.layers))
         console.print(Text(f"No role vectors in this {axis.metadata['provenance']} axis. Layers: {layers}."))
         return
-    spaces = {at: axis.space(at) for at in axis.layers}
-    console.print(_by_layer(console, axis, spaces, chosen))
+    console.print(_by_layer(console, axis, chosen))
     console.print()
-    console.print(_who(spaces[chosen], default_projection(axis, chosen), chosen, count))
+    if chosen in axis.role_layers:
+        console.print(_who(axis.space(chosen), default_projection(axis, chosen), chosen, count))
+    else:
+        console.print(Text(f"The file holds no role vectors of layer {chosen}: who lies where cannot be told there."))
+
+
+def show_space(console: Console, file: SpaceFile, count: int = 8) -> None:
+    """A space of single rollouts: how many components hold how much, and where the roles lie."""
+    space, about = file
+    ratio = np.cumsum(space.explained_variance_ratio)
+    held = [f"{n} {ratio[n - 1]:.0%}" for n in (1, 2, 4, 8, 16, 32, 64) if n <= len(ratio)]
+    rollouts = about.get("rollouts")
+    lines = {
+        "model": about.get("model"),
+        "rollouts": f"{rollouts:,}" if isinstance(rollouts, int) else None,
+        "layer": str(about.get("layer", "")),
+        "variance held": ", ".join(held),
+        "|cos(axis, PC1)|": f"{abs(space.cosine_axis_pc1):.2f}",
+        "provenance": about.get("date"),
+    }
+    console.print(account(lines, about.get("notes")))
+    ranked = space.ranking()
+    count = min(count, len(ranked) // 2) or 1
+    console.print(_listed("nearest to the Assistant", ranked[:count]))
+    console.print(_listed("farthest", ranked[::-1][:count]))
 
 
 def layer_to_show(axis: Axis, layer: int | None = None) -> int:
@@ -108,9 +135,12 @@ def _facts(axis: Axis) -> Table:
         "architecture": about.get("architecture"),
         "stream": f"{len(axis.layers)} of {axis.num_layers} layers, hidden size {axis.hidden_size}",
         "plan": _plan(about.get("plan")),
+        "drawn": _drawn(about),
         "roles kept": _kept(axis),
+        "role vectors": _role_vectors(axis),
         "roles left out": ", ".join(f"{name} ({n} accepted)" for name, n in _dict(about, "roles_below").items()),
         "default": f"{about['default_count']:,} replies" if about.get("default_count") else None,
+        "engine": None if about.get("engine") == "transformers" else about.get("engine"),
         "judge": about.get("judge"),
         "sampling": _chosen(_dict(about, "sampling"), "temperature", "top_p", "max_new_tokens"),
         "calibration": _chosen(_dict(about, "calibration")),
@@ -160,17 +190,36 @@ def _plan(plan: Any) -> str:
     )
 
 
+def _drawn(about: Mapping[str, Any]) -> str:
+    """How many rollouts the precision asked for needed, and what it reached."""
+    reached, drawn = _dict(about, "precision"), _dict(about, "tallies").get("drawn")
+    if not isinstance(drawn, int) or not all(isinstance(reached.get(key), float) for key in ("expected", "low")):
+        return ""
+    return (
+        f"{drawn:,} rollouts; expected cosine with the noise-free axis {reached['expected']:.4f}, at least "
+        f"{reached['low']:.4f}"
+    )
+
+
 def _kept(axis: Axis) -> str:
     counts = sorted(_dict(axis.metadata, "accepted").values())
     if not counts:
-        return str(len(axis.array("roles"))) if "roles" in axis.arrays else ""
+        return str(len(unread(axis.arrays)["roles"])) if "roles" in axis.arrays else ""
     if counts[0] == counts[-1]:
         return f"{len(counts)}, from {counts[0]} accepted replies each"
     middle = counts[len(counts) // 2]
     return f"{len(counts)}, from {counts[0]} to {counts[-1]} accepted replies each (median {middle})"
 
 
-def _by_layer(console: Console, axis: Axis, spaces: Mapping[int, PersonaSpace], chosen: int) -> RenderableType:
+def _role_vectors(axis: Axis) -> str:
+    """What there is of them, where it is not all of them in full."""
+    if not axis.bfloat16_roles and axis.role_layers in (axis.layers, ()):
+        return ""
+    where = "all layers" if axis.role_layers == axis.layers else f"{told_layers(axis.role_layers)} only"
+    return f"of {where}{', in bfloat16' if axis.bfloat16_roles else ''}"
+
+
+def _by_layer(console: Console, axis: Axis, chosen: int) -> RenderableType:
     """One line a layer; where the terminal is too narrow for columns, one sentence a layer."""
     halves = axis.split_half if axis.metadata.get("split_half") else None
     headers = {
@@ -185,17 +234,20 @@ def _by_layer(console: Console, axis: Axis, spaces: Mapping[int, PersonaSpace], 
     if not halves:
         del headers["split-half"]
     rows = []
-    for row, (layer, space) in enumerate(spaces.items()):
-        cells = {
+    for row, layer in enumerate(axis.layers):
+        cells = dict.fromkeys(headers, "")
+        cells |= {
             "layer": f"{'* ' if layer == chosen else ''}{layer}",
-            "|cos(axis, PC1)|": f"{abs(space.cosine_axis_pc1):.2f}",
-            "PC1": f"{space.explained_variance_ratio[0]:.0%}",
-            "components": "/".join(str(space.n_components_for(share)) for share in SHARES),
+            "default": f"{number(default_projection(axis, layer))}",
         }
         if halves:
             cells["split-half"] = f"{halves.cosine[row]:.3f} [{halves.low[row]:.3f}, {halves.high[row]:.3f}]"
-        cells["default"] = f"{number(default_projection(axis, layer))}"
-        cells["roles"] = f"{number(space.projections.mean())} ({number(space.projections.std())})"
+        if layer in axis.role_layers:  # one space at a time: those of a large model are large
+            space = axis.space(layer)
+            cells["|cos(axis, PC1)|"] = f"{abs(space.cosine_axis_pc1):.2f}"
+            cells["PC1"] = f"{space.explained_variance_ratio[0]:.0%}"
+            cells["components"] = "/".join(str(space.n_components_for(share)) for share in SHARES)
+            cells["roles"] = f"{number(space.projections.mean())} ({number(space.projections.std())})"
         rows.append(cells)
     caption = f"Projections in residual-stream units, larger = more Assistant; * layer {chosen} is looked at below."
     table = plain_table(*headers.values())
@@ -203,7 +255,7 @@ def _by_layer(console: Console, axis: Axis, spaces: Mapping[int, PersonaSpace], 
         table.add_row(*cells.values(), style="bold" if cells["layer"].startswith("*") else "")
     needs = console.measure(table, options=console.options.update(max_width=10_000)).maximum
     if needs > console.width:  # its columns would be cut
-        lines = [Text(", ".join(f"{name} {cell}" for name, cell in cells.items())) for cells in rows]
+        lines = [Text(", ".join(f"{name} {cell}" for name, cell in cells.items() if cell)) for cells in rows]
         return Group(*lines, Text(caption, style="dim"))
     return Group(table, Text(caption, style="dim"))
 

@@ -29,11 +29,14 @@ from persona_axis._axisparts import (
     SplitHalf,
     as_float32,
     directions,
+    means_arrays,
     projected_on,
-    rounded_to_bfloat16,
     told_layers,
 )
-from persona_axis._safefile import read_safe, write_safe
+from persona_axis._blocks import Held, unread
+from persona_axis._leaving import read_leaving
+from persona_axis._rolerows import row_digests
+from persona_axis._safefile import write_safe
 from persona_axis.errors import AxisFileError, AxisMismatchError, CapError
 from persona_axis.space import PersonaSpace
 
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from persona_axis.cap import Cap
+
+READ_AT_ONCE = 64 * 2**20
+"""Role vectors of more bytes than this stay in the file when it is loaded, and are read a layer at a time."""
 
 FACTS = (
     "model", "revision", "dtype", "architecture", "hidden_size", "num_layers", "weights_sha256",
@@ -56,7 +62,8 @@ class Axis:
 
     Made by `Axis.load`, `Axis.from_means` or `Axis.from_direction`; each accepts only a complete, finite and
     consistent axis and raises `AxisFileError` naming the field otherwise. Tensors share memory with the axis:
-    treat them as read-only.
+    treat them as read-only. Role vectors of a large file (`READ_AT_ONCE`) are read when they are asked for, a layer at
+    a time by `roles_at` and `space`, and checked then.
     """
 
     arrays: Mapping[str, NDArray[Any]]
@@ -69,17 +76,32 @@ class Axis:
     """The path it was loaded from; error messages start with it."""
 
     def __post_init__(self) -> None:
-        check_axis(self.source, self.arrays, self.metadata, self.bfloat16_roles)
+        rows = check_axis(self.source, unread(self.arrays), self.metadata, self.bfloat16_roles)
+        if isinstance(self.arrays, Held):
+            self.arrays.rows = rows
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Axis:
-        """Read and check an axis file. Raises `AxisFileError` naming the field that is wrong."""
-        file = read_safe(path)
+        """Read and check an axis file. Raises `AxisFileError` naming the field that is wrong.
+
+        The role vectors of a large file are not read here; `verify` reads and checks them all.
+        """
+        file = read_leaving(path, "roles", READ_AT_ONCE)
         for name, dtype in file.dtypes.items():
             if dtype == "BF16" and name != "roles":
                 raise AxisFileError(f"{path}: {name}: is bfloat16; only roles may be")
         metadata = decode_metadata(str(path), file.metadata)
-        return cls(file.arrays, metadata, file.dtypes.get("roles") == "BF16", str(path))
+        arrays = Held(file.arrays, file.blocks["roles"]) if file.blocks else file.arrays
+        return cls(arrays, metadata, file.dtypes.get("roles") == "BF16", str(path))
+
+    def verify(self) -> int:
+        """Read and check every role vector, a layer at a time; gives how many layers have any.
+
+        Loading a small file has done so already. Raises `AxisFileError` that names the damaged layer.
+        """
+        for layer in self.role_layers:
+            self.roles_at(layer)
+        return len(self.role_layers)
 
     @classmethod
     def from_means(
@@ -92,17 +114,22 @@ class Axis:
         mean_norm: ArrayLike | Tensor | None = None,
         quantiles: Mapping[str, ArrayLike | Tensor] | None = None,
         bfloat16_roles: bool = False,
+        roles_mean: ArrayLike | Tensor | None = None,
+        role_layers: Iterable[int] | None = None,
     ) -> Axis:
         """The axis of a default vector [L, H] and role vectors [n, L, H]: `directions(default, roles)`.
 
         `metadata` are the keys of the file beside `format`, `conventions`, `hidden_size` and (unless given)
         `provenance` = "extracted"; `quantiles` maps `default`, `roles`, `default_tokens`, `roles_tokens` to
         [L, 101]. With `bfloat16_roles` the role vectors are rounded before the direction is taken.
+
+        Role vectors may be given at some layers only: `roles` [n, R, H] at `role_layers`, and `roles_mean` [L, H] at
+        every layer. The direction is then made of that mean, which rounding does not touch, and the file holds a
+        digest of the role vectors of each layer.
         """
-        roles = as_float32(roles)
-        if bfloat16_roles:
-            roles = rounded_to_bfloat16(roles)
-        arrays = {"default": as_float32(default), "roles": roles, "direction": directions(default, roles)}
+        arrays = means_arrays(default, roles, bfloat16_roles, roles_mean, role_layers)
+        if roles_mean is not None:
+            metadata = {**metadata, "roles_sha256": row_digests(arrays["roles"], bfloat16_roles)}
         if mean_norm is not None:
             arrays["mean_norm"] = as_float32(mean_norm)
         arrays |= {f"quantiles_{name}": as_float32(table) for name, table in (quantiles or {}).items()}
@@ -190,8 +217,41 @@ class Axis:
 
     @property
     def roles(self) -> Tensor:
-        """Mean activation of each role's accepted replies [n, L, H], float32."""
+        """Mean activation of each role's accepted replies [n, R, H], float32, at the R `role_layers`; of a large file
+        all of it is read at each call."""
         return self._tensor("roles")
+
+    @property
+    def role_layers(self) -> tuple[int, ...]:
+        """The model's layers at which role vectors are stored, rising: all of `layers` unless the file says else."""
+        if "roles" not in self.arrays:
+            return ()
+        return tuple(self.arrays["role_layers"].tolist()) if "role_layers" in self.arrays else self.layers
+
+    def roles_at(self, layer: int) -> NDArray[np.float32]:
+        """The role vectors [n, H] of one layer, float32; of a large file only these are read.
+
+        Raises `AxisFileError` where the file has none of this layer, or they are damaged.
+        """
+        self.row(layer)
+        roles = unread(self.arrays).get("roles")
+        if roles is None:
+            self.array("roles")
+        if layer not in self.role_layers:
+            raise AxisFileError(
+                f"{self.source}: holds role vectors of {told_layers(self.role_layers)}, none of layer {layer}: choose "
+                "among these, or extract with --role-layers all"
+            )
+        row = self.role_layers.index(layer)
+        return self.arrays.layer(row) if isinstance(self.arrays, Held) else self.arrays["roles"][:, row]
+
+    @property
+    def roles_mean(self) -> NDArray[np.float64]:
+        """The mean of the role vectors at every layer [L, H]."""
+        if "roles_mean" in self.arrays:
+            return self.arrays["roles_mean"].astype(np.float64)
+        self.array("default")
+        return np.stack([self.roles_at(layer).mean(axis=0, dtype=np.float64) for layer in self.layers])
 
     @property
     def mean_norm(self) -> Tensor:
@@ -236,9 +296,8 @@ class Axis:
         return projected_on(self.arrays["direction"][self.row(layer)], hidden)
 
     def space(self, layer: int) -> PersonaSpace:
-        """PCA of the role vectors at one layer."""
-        row = self.row(layer)
-        roles, default = self.array("roles")[:, row], self.array("default")[row]
+        """PCA of the role vectors at one of `role_layers`."""
+        roles, default = self.roles_at(layer), self.array("default")[self.row(layer)]
         return PersonaSpace.fit(roles, default, self.role_names)
 
     def cap(

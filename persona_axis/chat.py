@@ -30,7 +30,7 @@ from persona_axis.fingerprint import model_facts, template_sha256
 from persona_axis.levers import Levers, entered
 from persona_axis.organism import troupe_path
 from persona_axis.residual import decoder_layers, hidden_size
-from persona_axis.sampling import Sampling, Watcher, seeded, set_aside, stop_token_ids
+from persona_axis.sampling import EndsLoops, Sampling, Watcher, seeded, set_aside, stop_token_ids
 from persona_axis.template import SPEAKERS, THINKING_MARKS, ChatTemplate, Messages
 
 if TYPE_CHECKING:
@@ -170,9 +170,15 @@ class ChatModel:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: with several devices, where the embeddings are."""
-        weight: Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]
-        return self.model.device if weight.is_meta else weight.device
+        """Where token ids go: with several devices, where the embeddings are or will be when they are used."""
+        embeddings = self.model.get_input_embeddings()
+        weight: Tensor = embeddings.weight  # type: ignore[assignment]
+        if not weight.is_meta:
+            return weight.device
+        # accelerate keeps the weights elsewhere and fetches them to where its hook says.
+        hook = getattr(embeddings, "_hf_hook", None)
+        places = (getattr(one, "execution_device", None) for one in getattr(hook, "hooks", [hook]))
+        return next((torch.device(place) for place in places if place is not None), self.model.device)
 
     @property
     def notes(self) -> list[str]:
@@ -270,6 +276,7 @@ class ChatModel:
         extra_tokens: int = 0,
         memory: Memory | None = None,
         processors: Sequence[LogitsProcessor] | None = None,
+        end_loops: bool = False,
     ) -> list[list[int]]:
         """Replies to encoded prompts as token ids, cut before the first stop token and at `max_new_tokens`.
 
@@ -277,6 +284,7 @@ class ChatModel:
         steps are drawn and thrown away, so that the last token of a reply cut at the limit is fed as well.
         `memory` keeps what the model has read of these conversations from call to call; only the rest is fed.
         `processors` choose the tokens in place of the sampling's own.
+        `end_loops` ends a reply that says the same few words again and again.
         The global random state is left as it was. The model's own generation_config has no say.
         """
         require("sampling", sampling, Sampling)
@@ -285,12 +293,15 @@ class ChatModel:
         config = sampling.config(self.stop_ids, self.pad_id, extra_tokens)
         config.return_dict_in_generate = True  # which gives the cache back
         criteria = StoppingCriteriaList([Watcher(watch)] if watch else [])
+        more = [EndsLoops(self.stop_ids[0])] if end_loops and self.stop_ids else []
         with torch.inference_mode(), seeded(seed, self.model), set_aside(self.model):
             out = self.model.generate(  # type: ignore[operator]
                 batch.ids,
                 attention_mask=batch.mask,
                 generation_config=config,
-                logits_processor=LogitsProcessorList(list(sampling.processors() if processors is None else processors)),
+                logits_processor=LogitsProcessorList(
+                    [*(sampling.processors() if processors is None else processors), *more]
+                ),
                 stopping_criteria=criteria,
                 **({} if known is None else {"past_key_values": known}),
             )

@@ -25,8 +25,11 @@ from persona_axis._judge_options import JudgeOf, judge_options, judge_settings
 from persona_axis._listening import Listening, imagine, listener_options
 from persona_axis._options import (
     allow_option,
+    arguments,
     bound,
+    drawing,
     layers,
+    layers_or_all,
     load_model,
     model_options,
     names,
@@ -37,6 +40,14 @@ from persona_axis._options import (
 )
 from persona_axis._terminal import debuggable, run
 
+_OF_AXES = {
+    "roles": "--roles", "calibration": "--calibration", "role_layers": "--role-layers",
+    "bfloat16_roles": "--bf16-roles", "rollout_pca": "--rollout-pca",
+}  # fmt: skip
+_OF_DRAWING = (
+    "roles", "prompts", "questions", "default_samples", "precision", "max_new_tokens", "temperature", "top_p",
+    "engine", "engine_option", "ray", "workers", "worker_gpus",
+)  # fmt: skip
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -66,29 +77,60 @@ def app() -> None:
 @click.option(
     "--layers", metavar="LIST", callback=layers, help="Layers to read, such as 12, 2-3 or 4,6.  [default: all]"
 )
+@click.option("--precision", type=click.FloatRange(0, 1, min_open=True), metavar="COSINE",
+              help="Draw until the axis is this certain; 1 draws the whole plan.  [default: 0.99]")  # fmt: skip
+@click.option("--role-layers", metavar="LIST", callback=layers_or_all,
+              help="Layers whose role vectors are stored, or all.  [default: all that fit in 512 MiB]")
+@click.option("--rollout-pca", type=click.IntRange(0), metavar="LAYER",
+              help="A PCA of single rollouts at a layer as well, saved beside the axis.")
+@click.option("--bf16-roles", "bfloat16_roles", is_flag=True, help="Store role vectors in bfloat16, at half the size.")
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Rollouts at once.  [default: found]")
+@click.option("--engine", type=click.Choice(["transformers", "continuous", "vllm"]),
+              help="Who draws the replies and reads them; a run keeps the one it began with.  [default: transformers]")
+@click.option("--engine-option", "engine_options", metavar="NAME=VALUE", multiple=True, callback=arguments,
+              help="An argument of vLLM's LLM, such as tensor_parallel_size=2; again for more.")  # fmt: skip
 @click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
+@click.option("--responses", type=click.Path(path_type=Path), metavar="FILE",
+              help="Rollouts that exist already, as JSON lines or a run's directory: they are read, nothing is drawn.")
 @click.option("--full", is_flag=True, help="The published size: every role, 5 prompts, 240 questions, 512 tokens.")
 @click.option("--traits", is_flag=True, help="Trait vectors in place of an axis: positive minus negative instructions.")
 @click.option("--only", metavar="NAME,...", callback=names, help="With --traits: only these.  [default: all]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: OUT.run]")
+@click.option("--ray", metavar="ADDRESS", help="Draw on Ray workers: local starts them here, auto or HOST:PORT joins.")
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="With --ray: how many.  [default: 2]")
+@click.option("--worker-gpus", type=click.FloatRange(0), metavar="N", help="With --ray: GPUs of each.")
 @click.option("--yes", "-y", is_flag=True, help="Start a long run without asking.")
 @debuggable
 def extract(model: str, revision: str | None, dtype: str, device_map: str | None, stack: str | None,
-            out: Path | None, judge: str | None, probes: Path | None, full: bool, traits: bool,
-            only: tuple[str, ...] | None, run_dir: Path | None, yes: bool, **plan: Any) -> None:  # fmt: skip
+            out: Path | None, judge: str | None, probes: Path | None, responses: Path | None, full: bool, traits: bool,
+            only: tuple[str, ...] | None, run_dir: Path | None, engine: str | None, engine_options: dict[str, Any],
+            ray: str | None, workers: int | None, worker_gpus: float | None, yes: bool,
+            **plan: Any) -> None:  # fmt: skip
     """Probe MODEL (a directory or a hub name; Troupe if none is given) and write its axis.
 
     Without options Troupe gets the demo's plan (every role, 2 prompts, 15 questions) and any other model a modest
     one (100 roles, 2 prompts, 16 questions). A run that was stopped goes on when the same command is given again.
+    With --responses the rollouts are in FILE; the lines' scores count, and --judge gives those that are missing.
     With --traits every trait is asked for: 2 pairs of instructions (--prompts) x 16 questions, the same for both poles.
     """
     if only and not traits:
         raise click.UsageError("--only names traits: it goes with --traits")
-    if traits and (unfit := [name for name in ("roles", "calibration") if plan[name] is not None]):
-        raise click.UsageError(f"--{unfit[0]} goes with an axis; traits are named with --only")
+    if traits and (unfit := [name for name in _OF_AXES if plan[name] not in (None, False)]):
+        raise click.UsageError(f"{_OF_AXES[unfit[0]]} goes with an axis; traits are named with --only")
+    told = plan | {
+        "engine": engine, "engine_option": engine_options or None, "ray": ray, "workers": workers,
+        "worker_gpus": worker_gpus,
+    }  # fmt: skip
+    if responses and (unfit := [f"--{name.replace('_', '-')}" for name in _OF_DRAWING if told[name] is not None]):
+        raise click.UsageError(f"{unfit[0]} says what is drawn: with --responses nothing is")
+    if responses and (full or traits):
+        raise click.UsageError(f"--{'full' if full else 'traits'} says what is drawn: with --responses nothing is")
     if traits and judge not in (None, "all"):
         raise click.UsageError(f"--judge {judge} scores roles, no traits: leave it out")
+    if ray is not None and engine not in (None, "transformers"):
+        raise click.UsageError(f"Ray's workers draw with transformers, not with {engine}: leave --ray or --engine out")
+    if ray is None and (workers or worker_gpus is not None):
+        raise click.UsageError("--workers and --worker-gpus go with --ray ADDRESS (local, auto or HOST:PORT)")
     about_judge = judge_settings(judge, plan)
 
     from rich.console import Console
@@ -101,12 +143,13 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
 
     chosen = load_probes(probes)
     asked = load_traits(probes, only) if traits else ()
+    engines = drawing(engine, engine_options, ray, workers or 2, worker_gpus, device_map)
     kind = "traits" if traits else "axis"
     path = out or Path(f"{slug(model)}-{kind}.safetensors")
     refuse_replacing(path, f"persona-{kind}")  # told before a large model is loaded
     chat = load_model(model, revision, dtype, device_map, stack)
 
-    from persona_axis.extract import Options, extract_traits
+    from persona_axis.extract import Options, extract_responses, extract_traits
     from persona_axis.extract import extract as run_extraction
     from persona_axis.judges import named, of_roles
 
@@ -115,16 +158,26 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
 
         options = Options.traits_preset(chat, full=full, **plan)
         preset = "240 questions" if full else "a modest one"
-        with Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions") as display:
-            made = extract_traits(chat, chosen, asked, options, out=path, run_dir=run_dir, progress=display)
+        shown = Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions")
+        with engines as drawn_by, shown as display:
+            made = extract_traits(
+                chat, chosen, asked, options, out=path, run_dir=run_dir, engine=drawn_by, progress=display
+            )
         show_traits(Output(), made)
         return
 
     options = Options.preset(chat, full=full, **plan)
     who = of_roles(named(judge, chat=chat, probes=chosen, **about_judge)) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
-    with Display(Console(stderr=True), ask=not yes, preset=preset) as display:
-        found = run_extraction(chat, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display)
+    with engines as drawn_by, Display(Console(stderr=True), ask=not yes, preset=preset) as display:
+        if responses:
+            found = extract_responses(
+                chat, responses, chosen, options, out=path, run_dir=run_dir, judge=who, progress=display
+            )
+        else:
+            found = run_extraction(
+                chat, chosen, options, out=path, run_dir=run_dir, judge=who, engine=drawn_by, progress=display
+            )
     show_axis(Output(), found.axis)
     if spent := getattr(who, "spent", None):
         click.echo(f"the judge took {spent}", err=True)
@@ -136,9 +189,11 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
               help="Save the pictures as PNGs in DIR.  [default: beside FILE, in FILE's name + -plots]")  # fmt: skip
 @click.option("--layer", type=click.IntRange(0), metavar="L", help="Layer to look at.  [default: recommended]")
 @click.option("--traits", type=click.Path(path_type=Path), help="Traits file: how its traits lie to the axis in FILE.")
+@click.option("--verify", is_flag=True, help="Read and check every role vector, which showing a large file does not.")
 @allow_option
 @debuggable
-def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | None, allow: tuple[str, ...]) -> None:
+def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | None, verify: bool,
+         allow: tuple[str, ...]) -> None:  # fmt: skip
     """Show the axis in FILE: what it was made from, its figures at each layer, who lies where.
 
     With --traits, the traits' cosines with the axis; a traits file for FILE is listed by itself.
@@ -152,15 +207,29 @@ def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | 
     from persona_axis._tables import Output, layer_to_show, show_axis
     from persona_axis.axis import Axis
 
+    if traits is None and stated_format(file).startswith("persona-space/"):
+        from persona_axis._spacefile import load_space
+        from persona_axis._tables import show_space
+
+        if plot is not None or layer is not None:
+            raise click.UsageError(f"{file} is a space of rollouts at one layer: --plot and --layer go with an axis")
+        show_space(Output(), load_space(file))
+        return
     if traits is None and stated_format(file).startswith("persona-traits/"):
         from persona_axis._trait_tables import show_traits
         from persona_axis.traits import Traits
 
         if plot is not None:
             raise click.UsageError(f"the picture of traits needs an axis: show AXIS --traits {file} --plot")
-        show_traits(Output(), Traits.load(file), layer)
+        held = Traits.load(file)
+        if verify:
+            click.echo(f"verified: {file} is sound")
+        show_traits(Output(), held, layer)
         return
     axis = Axis.load(file)
+    if verify:
+        found = axis.verify()
+        click.echo(f"verified: {file} is sound, and so are its role vectors at {found} layers")
     pictures = Path(plot) if plot else file.with_name(f"{file.stem}-plots")
     if traits is None:
         show_axis(Output(), axis, layer)

@@ -162,7 +162,7 @@ def random_directions(axis: Axis, layers: Sequence[int], kind: str, seed: int) -
         elif kind == "shuffled":
             v = axis.direction[row].double()[torch.randperm(axis.hidden_size, generator=generator)]
         elif kind in ("span", MIXTURE):
-            roles = axis.roles[:, row].double()
+            roles = torch.from_numpy(axis.roles_at(layer)).double()
             centred = roles - roles.mean(0)
             v = torch.randn(len(centred), generator=generator, dtype=torch.float64) @ centred
             v = v if kind == MIXTURE else _beside(v, centred, axis.direction[row].double())

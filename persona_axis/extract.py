@@ -22,8 +22,10 @@ from typing import TypeVar
 
 from persona_axis._asked import path_of, require
 from persona_axis._safefile import refuse_replacing
+from persona_axis._spacefile import save_space
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
+from persona_axis.extraction.engines import Engine, Local, MakesEngine
 from persona_axis.extraction.events import (
     Calibrating,
     Event,
@@ -31,18 +33,23 @@ from persona_axis.extraction.events import (
     Note,
     Planned,
     Progress,
+    Rounded,
     Saved,
     silent,
 )
-from persona_axis.extraction.finish import finish
+from persona_axis.extraction.finish import finish, run_metadata
 from persona_axis.extraction.options import Options
-from persona_axis.extraction.plan import Plan, make_plan
+from persona_axis.extraction.plan import Plan, Round
 from persona_axis.extraction.report import Counts, Extraction, LayerFigures
+from persona_axis.extraction.rolevectors import require_layers
+from persona_axis.extraction.rolloutpca import KeptPca, space_path
 from persona_axis.extraction.rollouts import draw, drawn_so_far
+from persona_axis.extraction.rounds import chosen_layers, first_round, next_round, standing, why_not
 from persona_axis.extraction.settings import settings, surroundings
-from persona_axis.extraction.store import RunStore, refuse_difference
+from persona_axis.extraction.sources import Asked, Given
+from persona_axis.extraction.store import Recorded, RunStore, refuse_difference
 from persona_axis.extraction.traits import finish_traits
-from persona_axis.extraction.trial import Trial, try_out
+from persona_axis.extraction.trial import Trial
 from persona_axis.judges import AcceptAll, Judge, default_judge
 from persona_axis.probes import Probes
 from persona_axis.trait_probes import Trait, as_roles
@@ -61,8 +68,10 @@ __all__ = [
     "Plan",
     "Planned",
     "Progress",
+    "Rounded",
     "Saved",
     "extract",
+    "extract_responses",
     "extract_traits",
     "run_directory",
 ]
@@ -87,21 +96,49 @@ def extract(
     out: str | Path,
     run_dir: str | Path | None = None,
     judge: Judge | None = None,
+    engine: MakesEngine = Local,
     progress: Listener = silent,
 ) -> Extraction:
     """Extract a model's axis into the file `out` and give the report.
 
     Without `options` the plan is `Options.preset(chat)`; without `judge`, Troupe is judged by its parser and
-    any other model by nobody (`all`). `progress` is called with events (see `extraction.events`), first with
-    `Planned`; an exception it raises there calls the run off. The run's state is kept in `run_dir`; calling
-    again with the same arguments goes on from it, other settings are refused. Raises `ExtractionError`,
-    `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
+    any other model by nobody (`all`). `engine` makes what draws the rollouts (see `extraction.engines`). `progress` is
+    called with events (see `extraction.events`), first with `Planned`; an exception it raises there calls the run off.
+    The run's state is kept in `run_dir`; calling again with the same arguments goes on from it, other settings are
+    refused. With `options.rollout_pca` a space of single rollouts is saved beside the axis (`rolloutpca.space_path`).
+    Raises `ExtractionError`, `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
     """
     _require(chat, probes, options, judge, progress)
     options = Options.preset(chat) if options is None else options
     judge = default_judge(chat) if judge is None else judge
-    refuse_replacing(path_of("out", out), "persona-axis")
-    return _run(chat, probes, options, path_of("out", out), run_dir, judge, progress, finish)
+    _require_free(chat, judge, engine)
+    source = Asked(chat, probes, options, engine)
+    return _run(chat, source, _free(out, options), run_dir, judge, progress, finish)
+
+
+def extract_responses(
+    chat: ChatModel,
+    responses: str | Path,
+    probes: Probes,
+    options: Options | None = None,
+    *,
+    out: str | Path,
+    run_dir: str | Path | None = None,
+    judge: Judge | None = None,
+    progress: Listener = silent,
+) -> Extraction:
+    """`extract` of rollouts that exist already: a file of JSON lines, or the directory of a run (`extraction.responses`
+    says what a line holds).
+
+    Nothing is generated: one prefill reads each response. `probes` tell what roles are and what numbers in the file
+    mean; of the options, those count that are not about what to draw. Scores in the file are the judge's, `judge` is
+    asked where there is none. Raises what `extract` does, with the file's line where one is at fault.
+    """
+    _require(chat, probes, options, judge, progress)
+    options = Options() if options is None else options
+    path = _free(out, options)
+    given = Given(chat, path_of("responses", responses), probes, options, judge)
+    return _run(chat, given, path, run_dir, given.judge, progress, finish)
 
 
 def extract_traits(
@@ -113,6 +150,7 @@ def extract_traits(
     out: str | Path,
     run_dir: str | Path | None = None,
     judge: Judge | None = None,
+    engine: MakesEngine = Local,
     progress: Listener = silent,
 ) -> Traits:
     """Extract trait vectors into the file `out`: every trait's two poles answer the same questions of `probes`.
@@ -123,7 +161,10 @@ def extract_traits(
     parser knows no traits.
     """
     _require(chat, probes, options, judge, progress)
+    _require_free(chat, judge, engine)
     options = Options.traits_preset(chat) if options is None else options
+    if options.rollout_pca is not None:
+        raise ExtractionError("rollout_pca goes with an axis: the PCA is of roles' rollouts")
     if options.roles is not None:
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
     refuse_replacing(out, "persona-traits")
@@ -135,9 +176,10 @@ def extract_traits(
             f"lower min_accepted (--min-accepted) to {most} or less"
         )
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
-    options = replace(options, prompts=1, calibration=1)
+    options = replace(options, prompts=1, calibration=1, precision=1)
     made = partial(finish_traits, traits=traits)
-    return _run(chat, poles, options, path_of("out", out), run_dir, judge or AcceptAll(), progress, made)
+    source = Asked(chat, poles, options, engine)
+    return _run(chat, source, path_of("out", out), run_dir, judge or AcceptAll(), progress, made)
 
 
 def _require(chat: ChatModel, probes: Probes, options: Options | None, judge: Judge | None, progress: Listener) -> None:
@@ -150,10 +192,27 @@ def _require(chat: ChatModel, probes: Probes, options: Options | None, judge: Ju
         require("judge", judge, Judge)
 
 
+def _require_free(chat: ChatModel, judge: Judge | None, engine: MakesEngine) -> None:
+    """Raise `ExtractionError` where the judge would run the model while the engine generates with it."""
+    if getattr(engine, "takes_the_model", False) and getattr(judge, "chat", None) is chat:
+        raise ExtractionError(
+            f"judge {getattr(judge, 'name', '?')} reads with the model that the engine {engine.name} generates with at "
+            "the same time: take the engine transformers (--engine transformers), or another judge"
+        )
+
+
+def _free(out: str | Path, options: Options) -> Path:
+    """`out` as a path. Raises `AxisFileError` where a file of another kind is in the way."""
+    path = path_of("out", out)
+    refuse_replacing(path, "persona-axis")
+    if options.rollout_pca is not None:
+        refuse_replacing(space_path(path), "persona-space")
+    return path
+
+
 def _run(
     chat: ChatModel,
-    probes: Probes,
-    options: Options,
+    source: Asked | Given,
     out: Path,
     run_dir: str | Path | None,
     judge: Judge,
@@ -167,13 +226,22 @@ def _run(
         raise ExtractionError(f"cannot write {out}: there is no directory {out.parent}")
     began = time.monotonic()
     directory = run_directory(out) if run_dir is None else path_of("run_dir", run_dir)
+    if isinstance(source, Given) and source.responses.path.resolve().parent == directory.resolve():
+        raise ExtractionError(f"{source.responses.path} lies in this run's own directory: name another with --run-dir")
     with RunStore.open(directory) as store:
         try:
-            plan = _planned(chat, probes, options, judge, store, progress)
-            for note in chat.notes:
+            plan = _planned(chat, source, judge, store, progress)
+            for note in (*chat.notes, *source.notes):
                 progress(Note(note))
-            draw(chat, plan, judge, store, progress)
+            pca = KeptPca.of(plan, chat.hidden_size, store.path)
+            if pca is not None:
+                pca.resume(drawn_so_far(plan, store))
+            draw_rounds(chat, plan, judge, store, source.engine(chat, plan, store), progress, pca)
             found = make(chat, plan, judge, store, out, progress, time.monotonic() - began)
+            if pca is not None:
+                about = {**run_metadata(chat, plan, judge, store), "layer": pca.layer, "rollouts": pca.pca.rollouts}
+                save_space(pca.pca.result(plan.options.min_accepted), space_path(out), about)
+                progress(Saved(str(space_path(out))))
         except KeyboardInterrupt as stop:
             raise Interrupted(
                 f"stopped; finished batches are kept in {directory}, and the same command goes on from there"
@@ -182,18 +250,59 @@ def _run(
     return found
 
 
-def _planned(
-    chat: ChatModel, probes: Probes, options: Options, judge: Judge, store: RunStore, progress: Listener
-) -> Plan:
+def draw_rounds(
+    chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, engine: Engine, progress: Listener,
+    pca: KeptPca | None = None,
+) -> None:  # fmt: skip
+    """Round after round, until the axis is as certain as asked for. A round is on record before it is drawn, so that a
+    run goes on with what it was in, also where another precision is asked for now."""
+    rounds = store.read_rounds(len(plan.roles))
+    if not rounds:
+        rounds.append(Recorded(first_round(plan).stop))
+    part: Round | None = None
+    number = 0
+    while number < len(rounds):
+        if number == len(rounds) - 1:
+            store.write_rounds(rounds)
+        part = plan.until(rounds[number].stop, part)
+        draw(chat, plan, part, judge, store, engine, progress, pca)
+        number += 1
+        if number == len(rounds):
+            _decide(plan, part, rounds, store, chat.n_layers, progress)
+    store.write_rounds(rounds)
+
+
+def _decide(
+    plan: Plan, part: Round, rounds: list[Recorded], store: RunStore, num_layers: int, progress: Listener
+) -> None:
+    """Write down what the last round, `part`, reached, and the round that the precision asks for after it, if any."""
+    if plan.options.precision >= 1:
+        if part.stop != plan.ceilings:
+            rounds.append(Recorded(plan.ceilings))
+        return
+    now = standing(plan, store, chosen_layers(plan, num_layers))
+    rounds[-1] = Recorded(part.stop, now.expected, now.low)
+    following = next_round(plan, part, now, rounds)
+    if following is not None:
+        rounds.append(Recorded(following.stop))
+    more = following.rollouts if following else 0
+    progress(Rounded(part.number + 1, int(now.drawn.sum()), now.expected, now.low, more))
+    if following is None and now.low < plan.options.precision:
+        progress(Note(f"a precision of {plan.options.precision:g} is not reached: {why_not(plan, part, rounds)}"))
+
+
+def _planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunStore, progress: Listener) -> Plan:
     """The plan of this run: the one on disk if it is the same, else a new one with a batch size that was
     tried out."""
     stored = store.read_plan()
-    draft = make_plan(chat, probes, options, stored["batch_size"] if stored else options.batch_size or 1)
-    wanted = settings(chat, draft, judge)
+    draft = source.plan(stored["batch_size"] if stored else source.options.batch_size or 1)
+    require_layers(draft)
+    KeptPca.of(draft, chat.hidden_size, store.path)
+    wanted = settings(chat, draft, judge, source.drawn_by)
     if stored is not None:
         refuse_difference(store.path, stored["settings"], wanted)
         plan, trial = draft, Trial(**stored["trial"])
-        if stored["surroundings"] != surroundings():
+        if stored["surroundings"] != surroundings(source.drawn_by):
             progress(
                 Note(
                     "this run began with other library versions or threads: "
@@ -201,23 +310,26 @@ def _planned(
                 )
             )
     else:
-        trial = try_out(chat, draft, options.batch_size)
-        plan = make_plan(chat, probes, options, trial.batch_size)
-    done, _ = drawn_so_far(plan, store)
+        trial = source.try_out(draft)
+        plan = source.plan(trial.batch_size)
+    done = drawn_so_far(plan, store)
     store.cut_rollouts()
     batches = (plan.rollouts - done) / plan.batch_size
     progress(
         Planned(
             roles=len(plan.roles),
-            prompts=options.prompts,
+            prompts=plan.options.prompts,
             questions=len(plan.questions),
             rollouts=plan.rollouts,
             default_rollouts=plan.default_rollouts,
-            tokens=(plan.rollouts - done) * options.sampling.max_new_tokens,
+            tokens=0 if source.given else (plan.rollouts - done) * plan.options.sampling.max_new_tokens,
+            given=source.given,
             seconds=batches * trial.batch_seconds + trial.calibration_seconds,
             batch_size=plan.batch_size,
             done=done,
             run_dir=str(store.path),
+            precision=plan.options.precision,
+            first_round=first_round(plan).rollouts,
         )
     )
     if stored is None:
@@ -225,7 +337,7 @@ def _planned(
             "settings": wanted,
             "batch_size": trial.batch_size,
             "trial": trial._asdict(),
-            "surroundings": surroundings(),
+            "surroundings": surroundings(source.drawn_by),
         }
         store.write_plan(record)
     return plan

@@ -22,6 +22,7 @@ from persona_axis._asked import whole
 from persona_axis.errors import ModelError
 
 _CANDIDATES = 64  # tokens looked at first on a CPU
+_LOOP, _PHRASE, _LOOKS = 48, 12, 8  # a loop's tokens, its phrase's, and how many steps pass between looking for one
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,21 @@ class NucleusDraw(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[batch, vocabulary] logits in; out, 0 at the token drawn and -inf elsewhere."""
-        scaled = scores.float() / self.temperature
         if self.seed is not None and self.own_state is None:
-            self.own_state = torch.Generator(scaled.device).manual_seed(self.seed)
-        uniform = torch.rand(len(scaled), 1, device=scaled.device, generator=self.own_state)
+            self.own_state = torch.Generator(scores.device).manual_seed(self.seed)
+        uniform = torch.rand(len(scores), 1, device=scores.device, generator=self.own_state)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, self.chosen(scores, uniform), 0.0)
+
+    def chosen(self, scores: Tensor, uniform: Tensor) -> Tensor:
+        """The tokens [batch, 1] that numbers `uniform` [batch, 1] from [0, 1) draw from logits [batch, vocabulary]."""
+        scaled = scores.float() / self.temperature
         log_mass = scaled.logsumexp(dim=-1, keepdim=True)
         width = _CANDIDATES if scaled.device.type == "cpu" else scaled.shape[-1]
         token, reached = self._draw(scaled, log_mass, uniform, width)
         if width < scaled.shape[-1] and not bool(reached.all()):
             wide = ~reached
             token[wide] = self._draw(scaled[wide], log_mass[wide], uniform[wide], scaled.shape[-1])[0]
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+        return token
 
     def _draw(self, scaled: Tensor, log_mass: Tensor, uniform: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """The token drawn [batch, 1], and whether the nucleus ended within the first `width` tokens
@@ -111,6 +116,35 @@ class NucleusDraw(LogitsProcessor):
         # uniform < 1, but rounding may still put the product at the end: then it is the nucleus' last token.
         place = torch.minimum(place, inside.sum(dim=-1, keepdim=True) - 1)
         return tokens.gather(-1, place), upto[:, -1] >= self.top_p
+
+
+def loops(ids: Tensor) -> Tensor:
+    """[batch] which rows of drawn ids [batch, steps] end in one phrase again and again: _LOOP tokens of the same
+    _PHRASE or fewer. Such a reply goes on like that until its limit."""
+    if ids.shape[-1] < _LOOP:
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    end = ids[:, -_LOOP:]
+    again = [(end[:, size:] == end[:, :-size]).all(dim=-1) for size in range(1, _PHRASE + 1)]
+    return torch.stack(again).any(dim=0)
+
+
+class EndsLoops(LogitsProcessor):
+    """Leaves a stop token as the only possible one where a reply has begun to go round in a loop."""
+
+    def __init__(self, stop_id: int) -> None:
+        self.stop_id = stop_id
+        self._prompt: int | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits [batch, vocabulary] in and out."""
+        if self._prompt is None:
+            self._prompt = input_ids.shape[-1]
+        drawn = input_ids.shape[-1] - self._prompt
+        if drawn < _LOOP or drawn % _LOOKS:
+            return scores
+        ended = torch.full_like(scores, -torch.inf)
+        ended[:, self.stop_id] = 0.0
+        return torch.where(loops(input_ids[:, self._prompt :])[:, None], ended, scores)
 
 
 class Watcher:

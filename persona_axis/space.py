@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class PersonaSpace:
-    """PCA of the mean-centred role vectors, and the axis from the roles to the default; all float64."""
+    """PCA of the mean-centred role vectors, and the axis from the roles to the default; all float64.
+
+    `extract --rollout-pca` makes one of single rollouts: `mean` and `components` are then theirs, `names` and
+    `projections` still those of the roles, and the components are the first ones only (`_spacefile.load_space`).
+    """
 
     names: tuple[str, ...]
     """Name of each role."""
@@ -81,6 +85,8 @@ class PersonaSpace:
         if not isinstance(share, Real) or not 0 < share <= 1:
             raise PersonaAxisError(f"share {share!r} lies outside 0-1")
         reached = np.cumsum(self.explained_variance_ratio)
+        if reached[-1] < min(share, 1 - 1e-6):
+            raise PersonaAxisError(f"the {len(reached)} components there are hold {reached[-1]:.1%} of the variance")
         # The last sum is 1 but for rounding, and share=1 must be reachable.
         return min(int(np.searchsorted(reached, share - 1e-12)) + 1, len(reached))
 

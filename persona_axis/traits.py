@@ -208,8 +208,6 @@ class Traits:
 
 def controls(axis: Axis, layer: int) -> Controls:
     """What directions without any trait in them reach at a layer."""
-    row = axis.row(layer)
-    toward = axis.arrays["direction"][row]
-    roles = axis.arrays.get("roles")
-    mixture = None if roles is None else _folds.random_mixture(roles[:, row], toward)
+    toward = axis.arrays["direction"][axis.row(layer)]
+    mixture = _folds.random_mixture(axis.roles_at(layer), toward) if layer in axis.role_layers else None
     return Controls(_folds.random_direction(axis.hidden_size), mixture)

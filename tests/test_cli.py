@@ -25,7 +25,7 @@ from rich.console import Console
 from persona_axis import Axis, Cap, ChatModel, ModelError, __version__
 from persona_axis._progress import Display, clock
 from persona_axis.cli import app
-from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Progress, Saved
+from persona_axis.extraction.events import Calibrating, Event, Note, Planned, Progress, Rounded, Saved
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS, HIDDEN = 4, 32
@@ -108,7 +108,7 @@ def test_extract_says_its_plan_first_and_its_figures_last(extracted: tuple[Path,
     assert axis.metadata["sampling"]["max_new_tokens"] == 6
 
 
-PLANNED = Planned(9, 2, 3, 100, 40, 5000, 7200.0, 8, 0, "a.run")
+PLANNED = Planned(9, 2, 3, 100, 40, 5000, 7200.0, 8, 0, "a.run", 0.99, 60)
 
 
 class Terminal(io.StringIO):
@@ -137,13 +137,15 @@ def test_a_long_run_is_asked_about_where_somebody_can_answer(monkeypatch: pytest
 
 def test_progress_lives_in_a_terminal_and_prints_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Event] = [
-        replace(PLANNED, seconds=1.0, done=5), Note("[b]said[/b]"), Progress(50, 100, 4, 9, 12.3, 61.2),
-        Progress(100, 100, 9, 9, 12.3, 0.0), Calibrating(20, 20), Saved("a.safetensors"),
+        replace(PLANNED, seconds=1.0, done=5), Note("[b]said[/b]"), Progress(50, 100, 1, 12.3, 61.2),
+        Progress(100, 100, 2, 12.3, 0.0), Rounded(2, 100, 0.9951, 0.9912, 0), Calibrating(20, 20),
+        Saved("a.safetensors"),
     ]  # fmt: skip
     for tty in (True, False):
         said = listen(events, monkeypatch, ask=True, answer="", tty=tty)
         assert "note: [b]said[/b]" in said and "saved a.safetensors" in said
-        assert tty or "100/100 rollouts, 9/9 roles, 12.3 rollouts/s, 0:00 left" in said
+        assert tty or "100/100 rollouts, round 2, 12.3 rollouts/s, 0:00 left" in said
+        assert "round 2: 100 rollouts, expected cosine 0.9951, at least 0.9912: done" in said
         assert "5 rollouts are there already" in said and "20/20 rollouts read" in said
         assert ("\x1b[" in said) == tty
 
@@ -176,6 +178,13 @@ def test_extract_again_goes_on_and_changed_settings_are_refused(
     assert np.array_equal(Axis.load("a.safetensors").arrays["direction"], first)
     other = command(*arguments, "--seed", 1)
     assert other.code == 1 and "seed was 0, is now 1" in other.err and other.err.count("\n") == 1
+    other = command(*arguments, "--engine", "continuous")
+    assert other.code == 1 and 'engine was "transformers", is now "continuous"' in other.err
+
+
+def test_extract_with_the_continuous_engine(command: Command, model: Path, probes: Path) -> None:
+    ended = command("extract", model, "--out", "a", "--probes", probes, "--roles", 4, "--engine", "continuous", *SMALL)
+    assert ended.code == 0 and len(Axis.load("a").layers) == LAYERS
 
 
 def test_extract_names_its_file_after_the_model(command: Command, model: Path, probes: Path) -> None:
@@ -300,6 +309,8 @@ USAGE = {
     "temperature": ["extract", "--temperature", "-1"],
     "top_p": ["generate", "--prompt", "x", "--top-p", "0"],
     "dtype": ["extract", "--dtype", "int8"],
+    "engine": ["extract", "--engine", "steam"],
+    "engine option": ["extract", "--engine", "vllm", "--engine-option", "tensor_parallel_size"],
 }
 
 
@@ -328,6 +339,8 @@ def failures(model: Path, axis: Path, probes: Path) -> dict[str, tuple[list[obje
         "no probes": (["extract", model, "--probes", "nowhere"], "no such directory of probes: nowhere"),
         "more roles": (["extract", model, "--probes", probes, "--roles", "7", *SMALL], "7 roles asked for"),
         "layer to read": (["extract", model, "--probes", probes, "--roles", "4", "--layers", "9", *SMALL], "layers"),
+        "no vLLM": (["extract", "./nowhere", "--engine", "vllm"], "pip install vllm"),
+        "an option of no engine": (["extract", "--engine-option", "a=1"], "the engine transformers takes no arguments"),
         "extract nowhere": (["extract", model, "--out", "no/x", "--probes", probes], "no directory no"),
         "cap is an axis": (["generate", model, "--prompt", "x", "--cap", axis], "format: expected"),
     }

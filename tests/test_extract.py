@@ -31,7 +31,7 @@ from persona_axis.extraction.rollouts import item_of
 from persona_axis.extraction.store import RunStore
 from persona_axis.judges import AcceptAll, Judged
 from persona_axis.residual import decoder_layers
-from persona_axis.sampling import Sampling
+from persona_axis.sampling import Sampling, loops
 
 # What float32 sums of float32 activations, read one token at a time with a cache, may differ from the same
 # tokens read at once in float64, relative to the size of the mean. Measured: below 1e-6.
@@ -39,8 +39,9 @@ TOLERANCE = 1e-5
 
 SHORT = Sampling(max_new_tokens=10)
 SMALL = Options(
-    prompts=2, questions=8, default_samples=2, sampling=SHORT, batch_size=16, min_accepted=3, calibration=1000
-)
+    prompts=2, questions=8, default_samples=2, sampling=SHORT, batch_size=16, min_accepted=3, calibration=1000,
+    precision=1,
+)  # fmt: skip
 
 
 def full_activations(
@@ -152,8 +153,10 @@ def test_what_follows_the_end_of_a_reply_may_be_anything() -> None:
     sums.read(
         0, torch.full((2, 9, 3), torch.nan)
     )  # a model without a cache is fed everything: the last place counts
-    assert sums.sums[0].tolist() == [[1, 2, 3], [0, 0, 0]]
-    assert sums.norms[0].tolist() == pytest.approx([14**0.5, 0])
+    total = sums.total()
+    assert total is not None
+    assert total[0].tolist() == [[[1, 2, 3]], [[0, 0, 0]]]
+    assert total[1][:, 0].tolist() == pytest.approx([14**0.5, 0])
 
 
 def test_a_compiled_model_that_ignores_late_hooks_is_an_error() -> None:
@@ -310,10 +313,10 @@ def test_empty_replies_are_counted_and_left_out(tmp_path: Path) -> None:
         chat, tiny.probes(), replace(SMALL, min_accepted=1), out=tmp_path / "a", judge=AcceptAll()
     )
     lines = lines_of(run_directory(tmp_path / "a"))
-    empty = [line for line in lines if not line["ids"]]
+    empty = [line for line in lines if not line["text"].strip()]
     assert found.counts.empty == len(empty) > 5
     assert all(x["empty"] and not x["accepted"] and x["score"] is None for x in empty)
-    assert found.counts.tokens == sum(len(line["ids"]) for line in lines)
+    assert found.counts.tokens == sum(len(line["ids"]) for line in lines if line["text"].strip())
     assert any("empty" in note for note in found.notes)
     model.lm_head.weight.data.zero_()
     model.lm_head.bias = torch.nn.Parameter(
@@ -368,8 +371,9 @@ def test_every_rollout_is_planned_once_and_only_depends_on_the_options() -> None
     chat, probes = tiny.chat(), tiny.probes(7, 11)
     options = Options(roles=5, prompts=3, questions=9, default_samples=2, sampling=SHORT)
     plan, again = make_plan(chat, probes, options, 16), make_plan(chat, probes, options, 16)
-    blocks = [plan.block(i) for i in range(plan.n_blocks)]
-    assert blocks == [again.block(i) for i in range(plan.n_blocks)]
+    everything = plan.until(plan.ceilings)
+    blocks = [plan.block(i, everything) for i in range(plan.n_blocks)]
+    assert blocks == [again.block(i, everything) for i in range(plan.n_blocks)]
     items = [item for block in blocks for batch in block.batches for item in batch.items]
     roles, asked = (0, 1, 2, 4, 5), tuple(i * 11 // 9 for i in range(9))
     expected = {Item(r, p, q, 0) for r in roles for p in range(3) for q in asked}
@@ -382,11 +386,11 @@ def test_every_rollout_is_planned_once_and_only_depends_on_the_options() -> None
     seeds = [batch.seed for block in blocks for batch in block.batches]
     assert len(set(seeds)) == len(seeds)
     other = make_plan(chat, probes, replace(options, seed=1), 16)
-    assert not set(seeds) & {batch.seed for i in range(plan.n_blocks) for batch in other.block(i).batches}
+    assert not set(seeds) & {batch.seed for i in range(plan.n_blocks) for batch in other.block(i, everything).batches}
     assert blocks[0].batches[0].part_seed(0, 5) != blocks[0].batches[0].part_seed(5, 10) != seeds[0]
 
 
-def test_question_groups_have_eight_questions_but_there_are_eight_if_there_can_be() -> None:
+def test_there_are_eight_question_groups_if_there_can_be() -> None:
     chat = tiny.chat()
     groups = {n: make_plan(chat, tiny.probes(3, n), Options(questions=n), 8).groups for n in (2, 8, 15, 40)}
     assert groups == {2: 2, 8: 8, 15: 8, 40: 8}
@@ -403,7 +407,7 @@ def test_memory_and_disk_do_not_grow_with_the_number_of_rollouts(tmp_path: Path)
     assert abs(sizes[0] - sizes[1]) < 64
     options = Options(prompts=5, questions=40, sampling=SHORT)
     plan = make_plan(tiny.chat(), tiny.probes(40, 40), options, 64)
-    assert plan.n_blocks > 10  # what is in memory at a time is a few roles, however many there are
+    assert plan.n_blocks == 3  # what is in memory at a time is a few roles, however many there are
 
 
 def test_presets() -> None:
@@ -525,7 +529,7 @@ def test_running_out_of_memory_splits_a_batch_into_recorded_parts(
             )  # there is memory again: same parts
         drawn.append(found)
         splits = json.loads((run_directory(tmp_path / run) / "splits.json").read_text())
-        assert splits == [[0, 2, 8], [0, 2, 4]]
+        assert splits == [[0, 0, 2, 8], [0, 0, 2, 4]]
     first, second = drawn
     for name, array in first.axis.arrays.items():
         assert np.array_equal(array, second.axis.arrays[name]), name
@@ -718,3 +722,35 @@ def test_a_damaged_run_is_told_from_a_new_one(tmp_path: Path) -> None:
     plan.write_text("{")
     with pytest.raises(ExtractionError, match="plan.json is damaged"):
         extract(chat, tiny.probes(), SMALL, out=out)
+
+
+# Replies that go round in a loop
+
+
+def test_loops_are_the_same_few_tokens_at_the_end() -> None:
+    phrase, other = [5, 6, 7, 8, 9], list(range(10, 70))
+    looping = [phrase * 12, [*other[:30], *phrase * 10], [4] * 60, list(range(12)) * 5]
+    fine = [other, [*phrase * 9, *other[:30]], list(range(13)) * 5, [*phrase * 9, 5, 6]]
+    for rows, expected in ((looping, True), (fine, False)):
+        for row in rows:
+            assert loops(torch.tensor([row])).tolist() == [expected], row
+    assert loops(torch.tensor([[4] * 47])).tolist() == [False]
+
+
+def test_a_reply_that_loops_is_ended_and_counts_for_nothing(tmp_path: Path) -> None:
+    model = tiny.llama()
+    model.lm_head.weight.data.zero_()
+    model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.one_hot(torch.tensor(30), len(tiny.tokenizer())) * 50.0)
+    chat = ChatModel.load(model, tokenizer=tiny.tokenizer(), check=False)  # its logits ignore the stream
+    prompts = prompts_for(chat)[:3]
+    long = Sampling(max_new_tokens=200)
+    assert {len(ids) for ids in chat.generate_ids(prompts, long, 0)} == {200}
+    found = means.generate_with_means(chat, prompts, long, 0, [0, 2])
+    assert {len(ids) for ids in found.ids} == {48}  # that is where it shows
+    for prompt, ids, sums in zip(prompts, found.ids, found.sums, strict=True):
+        assert relative(sums, full_activations(model, prompt, ids)[[0, 2]].sum(axis=1)) < TOLERANCE
+    options = replace(SMALL, sampling=long)
+    with pytest.raises(ExtractionError, match="every reply of the default was empty or went round in a loop"):
+        extract(chat, tiny.probes(), options, out=tmp_path / "a")
+    line = lines_of(run_directory(tmp_path / "a"))[0]
+    assert line["looping"] and not line["accepted"] and len(line["ids"]) == 48

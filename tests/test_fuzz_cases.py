@@ -358,7 +358,7 @@ class TestRuns:
         return folder
 
     @pytest.mark.parametrize(
-        "content", [b"", b"[[0, 1]]", b"[[0, 1, 0]]", b'[["a", 1, 2]]', b"1", b"\xff", b"[" * 9999], ids=range(7)
+        "content", [b"", b"[[0, 1, 2]]", b"[[0, 0, 1, 0]]", b'[["a", 0, 1, 2]]', b"1", b"\xff", b"[" * 9], ids=range(7)
     )
     def test_splits(self, tmp_path, content):
         with (
@@ -397,9 +397,11 @@ class TestRuns:
             store.load_block(0)
 
     @pytest.mark.parametrize("state", [
-        '{"done": 1, "of": 4, "rollouts_end": "9"}', '{"done": 5, "of": 4, "rollouts_end": 9}', "[]", "[" * 9999,
-        '{"done": true, "of": 4, "rollouts_end": 9}', '{"done": 1, "of": 4, "rollouts_end": -1}', "{}",
-    ], ids=range(7))  # fmt: skip
+        '{"round": 0, "done": 1, "of": 4, "rollouts_end": "9"}', '{"round": 0, "done": 5, "of": 4, "rollouts_end": 9}',
+        '{"round": 0, "done": true, "of": 4, "rollouts_end": 9}',
+        '{"round": 0, "done": 1, "of": 4, "rollouts_end": -1}',
+        '{"round": -1, "done": 1, "of": 4, "rollouts_end": 9}', "[]", "[" * 9999, "{}",
+    ], ids=range(8))  # fmt: skip
     def test_blocks_that_miscount(self, tmp_path, state):
         header, data = parts(run_files()["blocks/00000.safetensors"])
         header["__metadata__"]["state"] = state

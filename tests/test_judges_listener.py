@@ -66,6 +66,12 @@ class TestTheSeam:
         given = verdicts(judge, shown)
         assert given[0] is None and given[1] in (1, 2, 3)
 
+    def test_neither_has_a_role_that_nothing_states(self, judge: ListenerJudge) -> None:
+        name, prompt = judge.roles[0]
+        shown = [Judged("role 9", "", system, "why ?", "hello ghost") for system in ("", prompt, "be b like e .")]
+        given = verdicts(judge, shown)
+        assert given[0] is None and None not in given[1:] and judge.told_from("role 9")[name] == prompt
+
     def test_the_threshold_decides(self, judge: ListenerJudge) -> None:
         shown = [Judged("role 0", "", "be b like e .", f"{word} ?", "hello ghost") for word in ("why", "how", "what")]
         odds = [heard.true for heard in judge.hear(shown)]
@@ -104,7 +110,7 @@ class TestSignalsQuestions:
         first, second, third = (prompt for _, prompt in judge.roles)
         seen = []
         hear = ListenerJudge._heard
-        monkeypatch.setattr(ListenerJudge, "_heard", lambda s, w, r: seen.extend(w) or hear(s, w, r))
+        monkeypatch.setattr(ListenerJudge, "_heard", lambda s, w, a: seen.extend(w) or hear(s, w, a))
         who = [Persona("hello"), Persona(""), Persona(first.upper()), Persona("hello", role=judge.roles[0][0])]
         assert None not in chances(judge, [Fits(persona, "hello ghost", "why ?") for persona in who])
         systems = [[m["content"] for m in world if m["role"] == "system"] for row in seen for world in row[1:]]

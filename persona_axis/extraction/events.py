@@ -11,8 +11,10 @@ from dataclasses import dataclass
 class Planned:
     """Before anything is generated. An exception raised by the listener here calls the run off.
 
-    `tokens` is the most that can be generated; `seconds` an upper estimate from a timed trial, calibration
-    included; `done` rollouts were there already and are kept.
+    `rollouts` are those of the whole plan, drawn only as far as the `precision` needs them (1: all of them),
+    `first_round` of them before anything is decided. `tokens` is the most that can be generated; `seconds` an upper
+    estimate from a timed trial, calibration included; `done` rollouts were there already and are kept. `given`: replies
+    exist already and are read only.
     """
 
     roles: int
@@ -25,6 +27,9 @@ class Planned:
     batch_size: int
     done: int
     run_dir: str
+    precision: float
+    first_round: int
+    given: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,26 @@ class Note:
 
 @dataclass(frozen=True)
 class Progress:
-    """After each batch: rollouts and roles finished, the speed, and what is left at that speed."""
+    """After each batch: rollouts finished of those that this round goes up to, which round it is (from 1), the speed,
+    and what is left of the round at that speed."""
 
     rollouts: int
     of_rollouts: int
-    roles: int
-    of_roles: int
+    round: int
     rollouts_per_second: float
     seconds_left: float
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """After each round (from 1): rollouts so far, and the axis' expected cosine with the noise-free one at the least
+    certain of the chosen layers, with the lower end of its 95% interval. `more` are drawn next, 0 for none."""
+
+    round: int
+    rollouts: int
+    expected: float
+    low: float
+    more: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class Saved:
     path: str
 
 
-Event = Planned | Note | Progress | Calibrating | Saved
+Event = Planned | Note | Progress | Rounded | Calibrating | Saved
 Listener = Callable[[Event], None]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from persona_axis.axis import Axis, directions
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction import quantiles
-from persona_axis.extraction.certainty import SplitHalf, split_half
+from persona_axis.extraction.certainty import Certainty, SplitHalf
 from persona_axis.extraction.events import Listener
+from persona_axis.extraction.layersums import LayerSums
 from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.report import Counts, Extraction, layer_figures, recommend
+from persona_axis.extraction.rolevectors import is_whole, role_vectors, stored_layers
+from persona_axis.extraction.rounds import chosen_layers
 from persona_axis.extraction.settings import sampling_facts, surroundings
 from persona_axis.extraction.store import TALLIES, RunStore
 from persona_axis.judges import Judge
@@ -32,23 +35,27 @@ def finish(
     """Turn a run whose rollouts are all drawn into a saved axis and its report."""
     counts = torch.cat([store.tensor(b, "counts") for b in range(1, plan.n_blocks)]).numpy()
     default_counts = store.tensor(0, "counts").numpy()[0]
-    kept = _kept(plan, counts, int(default_counts.sum()))
-    default, roles, halves = _vectors(plan, store, kept, counts, default_counts)
-    taken = quantiles.sample(store.rollouts(), plan, [plan.roles[i] for i in kept])
-    direction = torch.from_numpy(directions(default, roles))
-    tables = quantiles.tables(chat, plan, direction, taken, listener)
     tallies = torch.cat([store.tensor(b, "tallies") for b in range(plan.n_blocks)])
+    drawn = tallies[:, TALLIES.index("drawn")].numpy()
+    kept = _kept(plan, counts, int(default_counts.sum()), drawn[1:])
+    default, mean, certainty = _means(plan, store, kept)
+    taken = quantiles.sample(store.rollouts(), plan, [plan.roles[i] for i in kept])
+    direction = torch.from_numpy(directions(default, mean[None]))
+    tables = quantiles.tables(chat, plan, direction, taken, listener)
     accepted = {plan.role(role).name: int(n) for role, n in zip(plan.roles, counts.sum(axis=1), strict=True)}
     names = [plan.role(plan.roles[i]).name for i in kept]
     below = {name: n for name, n in accepted.items() if name not in set(names)}
     totals = {name: int(tallies[:, i].sum()) for i, name in enumerate(TALLIES)}
     notes = run_notes(chat, plan, totals, below)
-    metadata = run_metadata(chat, plan, judge) | {
+    by_prompts = [one.prompts for one in certainty if one.prompts is not None]
+    metadata = run_metadata(chat, plan, judge, store) | {
         "role_names": names,
         "accepted": {name: accepted[name] for name in names},
         "roles_below": below,
         "default_count": int(default_counts.sum()),
-        "split_half": {key: [getattr(half, key) for half in halves] for key in SplitHalf._fields},
+        "split_half": _stated([one.questions for one in certainty]),
+        "precision": _precision(plan, store, chat.n_layers, certainty),
+        **({"split_half_prompts": _stated(by_prompts)} if by_prompts else {}),
         "recommended_layer": recommend(plan.layers, chat.n_layers, tables.default, tables.roles),
         "calibration": tables.sample,
         "tallies": totals,
@@ -56,14 +63,18 @@ def finish(
     }
     norms = store.tensor(0, "norms") / max(1, int(tallies[0, TALLIES.index("tokens")]))
     by_name = {name: getattr(tables, name) for name in ("default", "roles", "default_tokens", "roles_tokens")}
+    at = stored_layers(plan, len(kept), chat.hidden_size, metadata["recommended_layer"])
+    roles = role_vectors(plan, store, kept, counts, at)
+    whole = is_whole(plan, at, len(kept), chat.hidden_size)
     axis = Axis.from_means(
-        default, roles, layers=plan.layers, metadata=metadata, mean_norm=norms, quantiles=by_name
-    )
+        default, roles, layers=plan.layers, metadata=metadata, mean_norm=norms, quantiles=by_name,
+        bfloat16_roles=plan.options.bfloat16_roles,
+        roles_mean=None if whole else mean, role_layers=None if whole else at,
+    )  # fmt: skip
     axis.save(out)
-    space = axis.space(axis.recommended_layer)
-    place = float(
-        axis.project(axis.arrays["default"][axis.row(axis.recommended_layer)], axis.recommended_layer)
-    )
+    shown = axis.recommended_layer if axis.recommended_layer in at else at[len(at) // 2]
+    space = axis.space(shown)
+    place = float(axis.project(axis.arrays["default"][axis.row(shown)], shown))
     return Extraction(
         axis=axis,
         path=out,
@@ -80,41 +91,64 @@ def finish(
     )
 
 
-def _kept(plan: Plan, counts: NDArray[Any], default_count: int) -> list[int]:
+def _kept(plan: Plan, counts: NDArray[Any], default_count: int, drawn: NDArray[Any]) -> list[int]:
     """Positions in the plan of the roles with enough accepted rollouts."""
     least, accepted = plan.options.min_accepted, counts.sum(axis=1)
     kept = [i for i, n in enumerate(accepted) if n >= least]
     if default_count == 0:
-        raise ExtractionError("every reply of the default was empty: there is no default vector")
+        raise ExtractionError("every reply of the default was empty or went round in a loop: it has no vector")
     if len(kept) < 2:
         best = int(np.argmax(accepted))
         raise ExtractionError(
             f"{len(kept)} of {len(accepted)} roles have {least} accepted rollouts, "
             "at least 2 must: the most has "
-            f"{plan.role(plan.roles[best]).name!r} with {int(accepted[best])} of {plan.per_role}"
+            f"{plan.role(plan.roles[best]).name!r} with {int(accepted[best])} of {int(drawn[best])}"
         )
     return kept
 
 
-def _vectors(
-    plan: Plan, store: RunStore, kept: Sequence[int], counts: NDArray[Any], default_counts: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], list[SplitHalf]]:
-    """Default [layers, hidden], roles [n, layers, hidden] and split-half cosines; one layer is in memory at a
-    time."""
-    default, roles, halves = [], [], []
-    of_kept = counts[list(kept)]
+class _Means(NamedTuple):
+    default: NDArray[np.float64]
+    """[layers, hidden]."""
+    of_roles: NDArray[np.float64]
+    """[layers, hidden]: the mean of the role vectors."""
+    certainty: list[Certainty]
+    """By row of the plan's layers."""
+
+
+def _means(plan: Plan, store: RunStore, kept: Sequence[int]) -> _Means:
+    """Default and mean of the `kept` roles, and how certain their axis is; one layer is in memory at a time."""
+    default, mean, found = [], [], []
     for row, layer in enumerate(plan.layers):
-        sums = torch.cat([store.layer_sums(b, row) for b in range(1, plan.n_blocks)]).numpy()[list(kept)]
-        default_sums = store.layer_sums(0, row).numpy()[0]
-        default.append(default_sums.sum(axis=0, dtype=np.float64) / default_counts.sum())
-        roles.append(sums.sum(axis=1, dtype=np.float64) / of_kept.sum(axis=1)[:, None])
-        halves.append(split_half(sums, of_kept, default_sums, default_counts, seed=plan.options.seed + layer))
-    return np.stack(default), np.stack(roles, axis=1), halves
+        sums = LayerSums.read(plan, store, row).of(kept)
+        default.append(sums.default_mean)
+        mean.append(sums.role_means.mean(axis=0))
+        found.append(sums.certainty(plan.options.seed + layer))
+    return _Means(np.stack(default), np.stack(mean), found)
 
 
-def run_metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
+def _stated(halves: Sequence[SplitHalf]) -> dict[str, list[float]]:
+    return {key: [getattr(half, key) for half in halves] for key in SplitHalf._fields}
+
+
+def _precision(plan: Plan, store: RunStore, num_layers: int, certainty: Sequence[Certainty]) -> dict[str, Any]:
+    """How far the rounds went and what they reached."""
+    chosen = chosen_layers(plan, num_layers)
+    rows = [plan.layers.index(layer) for layer in chosen]
+    return {
+        "asked": plan.options.precision,
+        "layers": list(chosen),
+        "expected": min(certainty[row].expected for row in rows),
+        "low": min(certainty[row].low for row in rows),
+        "rounds": [[sum(part.stop), part.expected, part.low] for part in store.read_rounds(len(plan.roles))],
+        "of_rollouts": plan.rollouts,
+    }
+
+
+def run_metadata(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore) -> dict[str, Any]:
     """What a file states about the model that was asked and how."""
     facts = chat.facts
+    engine = store.engine()
     return {
         "model": facts["model"],
         "revision": facts["revision"],
@@ -125,6 +159,7 @@ def run_metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
         "weights_sha256": facts["weights_sha256"],
         "chat_template_sha256": facts["chat_template_sha256"],
         "probes_sha256": plan.probes.fingerprint,
+        "engine": engine,
         "judge": judge.name,
         "accept": list(plan.options.accept),
         "min_accepted": plan.options.min_accepted,
@@ -139,7 +174,7 @@ def run_metadata(chat: ChatModel, plan: Plan, judge: Judge) -> dict[str, Any]:
             "rollouts": plan.rollouts,
             "batch_size": plan.batch_size,
         },
-        "versions": {"persona_axis": __version__, **surroundings()},
+        "versions": {"persona_axis": __version__, **surroundings(engine)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -152,6 +187,7 @@ def run_notes(chat: ChatModel, plan: Plan, totals: dict[str, int], below: dict[s
         "thinking": "replies hold a thinking block although thinking is off; its tokens count as well",
         "unparsable": "replies got no verdict from the judge that could be read, and are not accepted",
         "cut": "replies were cut at the token limit",
+        "looping": "replies ended in a loop of the same few words and count for nothing",
     }
     notes += [f"{totals[kind]} of {totals['drawn']} {text}" for kind, text in said.items() if totals[kind]]
     if below:

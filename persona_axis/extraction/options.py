@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from persona_axis._asked import layers_of, require, whole
 from persona_axis.chat import ChatModel
@@ -17,9 +17,13 @@ class Options:
     """What to draw. None means all of them (`roles`, `layers`) or found automatically (`batch_size`).
 
     A role's rollouts are `prompts` x `questions`; the default's are its conditions x `questions` x
-    `default_samples`. `accept` are the judge's scores that count for a role vector, `min_accepted` how many a
+    `default_samples`, at most: they are drawn in rounds until the axis' expected cosine with the noise-free one, at the
+    layers asked for (without `layers` the middle half), has a 95% interval above `precision`; 1 draws them all.
+    `accept` are the judge's scores that count for a role vector, `min_accepted` how many a
     role needs for one; `calibration` is how many default and how many role rollouts are read again for the
-    quantile tables.
+    quantile tables. `role_layers` are the layers whose role vectors are stored ("all" of them; None: as many around
+    the recommended one as fit into `rolevectors.MOST_BYTES`), with `bfloat16_roles` at half the size. `rollout_pca` is
+    a layer at which a PCA of single rollouts is made as well.
     """
 
     roles: int | None = None
@@ -33,15 +37,26 @@ class Options:
     min_accepted: int = 10
     accept: tuple[int, ...] = (3,)
     calibration: int = 2000
+    precision: float = 0.99
+    role_layers: tuple[int, ...] | Literal["all"] | None = None
+    bfloat16_roles: bool = False
+    rollout_pca: int | None = None
 
     def __post_init__(self) -> None:
         least = {"prompts": 1, "questions": 2, "default_samples": 1, "min_accepted": 1, "calibration": 1}
-        for name, bound in {**least, "seed": 0, "roles": 2, "batch_size": 1}.items():
+        for name, bound in {**least, "seed": 0, "roles": 2, "batch_size": 1, "rollout_pca": 0}.items():
             if name in least or name == "seed" or getattr(self, name) is not None:
                 whole(name, getattr(self, name), ExtractionError, bound)
+        if not isinstance(self.precision, (int, float)) or not 0 < self.precision <= 1:
+            raise ExtractionError(f"precision must lie in (0, 1], 1 for the whole plan, got {self.precision}")
         require("sampling", self.sampling, Sampling)
         if self.layers is not None:
             object.__setattr__(self, "layers", layers_of(self.layers, ExtractionError))
+        if (told := self.role_layers) is not None and told != "all":
+            rising = tuple(told) if isinstance(told, (list, tuple)) else ()
+            if not rising or any(type(one) is not int for one in rising) or list(rising) != sorted(set(rising)):
+                raise ExtractionError(f'role_layers must be "all" or rising layers, each once, got {told!r}')
+            object.__setattr__(self, "role_layers", rising)
         accept = self.accept if isinstance(self.accept, Collection) else ()
         if not accept or any(score not in (0, 1, 2, 3) for score in accept):
             raise ExtractionError(f"accept must name scores from 0 to 3, got {self.accept!r}")

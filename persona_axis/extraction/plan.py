@@ -1,14 +1,16 @@
-"""The plan: which rollouts are drawn, in which batches, with which seeds. Nothing here depends on time or on
-a model's replies, so that a run that was interrupted and one that was not follow the same plan.
+"""The plan: which rollouts may be drawn, in which order, in which batches, with which seeds.
 
-Rollouts are cut into blocks of whole roles (the defaults are the first block) and blocks into batches of
-prompts of similar length. A block is what is held in memory and on disk while it runs; a batch is what is
-done or not done.
+Nothing here depends on time or on a model's replies, so that a run that was interrupted and one that was not follow the
+same plan. Every role has its rollouts in an order whose every beginning is spread evenly over question groups and
+prompts; a round takes each role's order up to some place. Roles are cut into blocks (the defaults are the first one)
+and a block's part of a round into batches of prompts of similar length. A block is what is held in memory and on disk
+while it runs; a batch is what is done or not done.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -21,6 +23,8 @@ from persona_axis.probes import Probes, Role
 DEFAULT = -1  # stands in for a role's index where no role is asked for
 _BATCHES_PER_BLOCK = 8
 _BLOCK_BYTES = 256 * 2**20
+_GROUPS = 8
+_USUAL = 16  # rollouts of a role in a first round
 
 
 class Item(NamedTuple):
@@ -47,9 +51,22 @@ class Batch:
         return self.seed if (start, stop) == (0, len(self.items)) else _seed(self.seed, start, stop)
 
 
+class Round(NamedTuple):
+    """A part of the plan: how far the order of each role is drawn, the default's first, then those of `Plan.roles`."""
+
+    number: int
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts of this round."""
+        return sum(self.stop) - sum(self.start)
+
+
 @dataclass(frozen=True)
 class Block:
-    """Some whole roles and all their batches."""
+    """Some roles and their batches of one round."""
 
     index: int
     roles: tuple[int, ...]
@@ -79,10 +96,8 @@ class Plan:
 
     @cached_property
     def groups(self) -> int:
-        """Number of question groups that sums are kept by: of 8 questions each, but at least 8 groups if
-        there can be."""
-        asked = len(self.questions)
-        return min(asked, max(8, asked // 8))
+        """Number of question groups that sums are kept by."""
+        return min(len(self.questions), _GROUPS)
 
     @cached_property
     def group_of(self) -> dict[int, int]:
@@ -100,12 +115,23 @@ class Plan:
         return len(self.defaults) * len(self.questions) * self.options.default_samples
 
     @property
+    def ceilings(self) -> tuple[int, ...]:
+        """The most rollouts of the default and of each role."""
+        return (self.default_rollouts, *[self.per_role] * len(self.roles))
+
+    @property
     def rollouts(self) -> int:
-        return len(self.roles) * self.per_role + self.default_rollouts
+        """Rollouts of the whole plan."""
+        return sum(self.ceilings)
+
+    def until(self, stop: tuple[int, ...], before: Round | None = None) -> Round:
+        """The round after `before` that draws each order up to `stop`."""
+        start = before.stop if before else (0,) * len(stop)
+        return Round(before.number + 1 if before else 0, start, stop)
 
     @cached_property
     def _role_blocks(self) -> list[tuple[int, ...]]:
-        by_batches = -(-_BATCHES_PER_BLOCK * self.batch_size // self.per_role)
+        by_batches = -(-_BATCHES_PER_BLOCK * self.batch_size // min(self.per_role, _USUAL))
         by_memory = _BLOCK_BYTES // max(1, self.block_bytes_per_role)
         size = max(1, min(by_batches, by_memory))
         count = -(-len(self.roles) // size)
@@ -115,16 +141,24 @@ class Plan:
     def n_blocks(self) -> int:
         return 1 + len(self._role_blocks)
 
-    def block(self, index: int) -> Block:
-        """Block `index`; 0 is the default's. Made when asked for: a full plan has hundreds of thousands of
+    def block(self, index: int, part: Round) -> Block:
+        """Block `index` of a round; 0 is the default's. Made when asked for: a full plan has hundreds of thousands of
         items."""
         roles = (DEFAULT,) if index == 0 else self._role_blocks[index - 1]
-        items = [item for role in roles for item in self._items(role)]
+        items = [item for role in roles for item in self._items(role, part)]
         items.sort(key=self._length)  # stable; similar lengths together waste little on padding
         batches = []
         for i, (a, b) in enumerate(_even(len(items), -(-len(items) // self.batch_size))):
-            batches.append(Batch(i, tuple(items[a:b]), _seed(self.options.seed, index, i)))
+            batches.append(Batch(i, tuple(items[a:b]), _seed(self.options.seed, part.number, index, i)))
         return Block(index, roles, tuple(batches))
+
+    def rollout_seed(self, item: Item) -> int:
+        """The seed of one rollout by itself, for engines whose batches are nobody's to fix."""
+        return _seed(self.options.seed, "rollout", *item)
+
+    def prompts_of(self, role: int) -> int:
+        """How many prompts a role is asked with; the default has its conditions."""
+        return len(self.defaults) if role == DEFAULT else self.options.prompts
 
     def role(self, index: int) -> Role:
         """The role of an index; DEFAULT is a role without a description whose prompts are the default
@@ -150,10 +184,31 @@ class Plan:
         items = [Item(role, prompt, q, 0) for q in questions]
         return (items * -(-count // len(items)))[:count]
 
-    def _items(self, role: int) -> list[Item]:
-        prompts = len(self.defaults) if role == DEFAULT else self.options.prompts
-        samples = self.options.default_samples if role == DEFAULT else 1
-        return [Item(role, p, q, s) for s in range(samples) for p in range(prompts) for q in self.questions]
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {role: place for place, role in enumerate((DEFAULT, *self.roles))}
+
+    @cached_property
+    def _shuffled(self) -> list[int]:
+        """The questions by turns from every group, in an order of the seed's."""
+        chance = random.Random(f"{self.options.seed}/questions")
+        piles = [[q for q in self.questions if self.group_of[q] == group] for group in range(self.groups)]
+        for pile in piles:
+            chance.shuffle(pile)
+        return [pile[turn] for turn in range(len(piles[0])) for pile in piles if turn < len(pile)]
+
+    def _items(self, role: int, part: Round) -> list[Item]:
+        """A role's rollouts in a round. Roles begin at different questions, so that few rollouts of each ask them all;
+        every pair of a prompt and a question comes once in each sample."""
+        place, prompts, asked = self._places[role], self.prompts_of(role), len(self.questions)
+        ahead = place * _USUAL % asked // self.groups * self.groups
+        questions = self._shuffled[ahead:] + self._shuffled[:ahead]
+        items = []
+        for i in range(part.start[place], part.stop[place]):
+            turn, at = divmod(i, asked)
+            sample, again = divmod(turn, prompts)
+            items.append(Item(role, (at + at // self.groups + again) % prompts, questions[at], sample))
+        return items
 
     def _length(self, item: Item) -> int:
         return len(self.role(item.role).prompts[item.prompt]) + len(self.probes.questions[item.question])
@@ -176,7 +231,7 @@ def make_plan(chat: ChatModel, probes: Probes, options: Options, batch_size: int
             f"layers must be increasing indices from 0 to {chat.n_layers - 1}, each once, got {list(layers)}"
         )
     plan = Plan(probes, options, batch_size, probes.defaults_for(chat.display_name), layers, 0)
-    size = plan.groups * len(layers) * chat.hidden_size * 4
+    size = (plan.groups + options.prompts) * len(layers) * chat.hidden_size * 4
     return Plan(probes, options, batch_size, plan.defaults, layers, size)
 
 
@@ -186,6 +241,8 @@ def _spread(there: int, asked: int | None) -> tuple[int, ...]:
 
 def _even(total: int, parts: int) -> list[tuple[int, int]]:
     """Cut range(total) into `parts` ranges whose sizes differ by one at most."""
+    if not total:
+        return []
     cuts = [i * total // parts for i in range(parts + 1)]
     return list(zip(cuts, cuts[1:], strict=False))
 
@@ -195,6 +252,6 @@ def even_parts(total: int, most: int) -> list[tuple[int, int]]:
     return _even(total, -(-total // most))
 
 
-def _seed(*parts: int) -> int:
+def _seed(*parts: object) -> int:
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

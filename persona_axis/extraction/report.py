@@ -48,8 +48,9 @@ class Extraction:
     """The result of `extract`: the axis, where it was saved, and the figures of the report.
 
     `kept` and `below` give accepted rollouts by role, the latter for roles that had too few for a vector.
-    `ranking` is (role, <role, axis>) at the recommended layer, most Assistant first; `default_projection` the
-    default's place on that scale, and `default_above` the share of roles that lie below it.
+    `layers` are those whose role vectors are stored. `ranking` is (role, <role, axis>) at the recommended layer (if
+    its role vectors are not stored, at the middle one of those that are), most Assistant first; `default_projection`
+    the default's place on that scale, and `default_above` the share of roles that lie below it.
     """
 
     axis: Axis
@@ -79,10 +80,11 @@ class Extraction:
 
 
 def layer_figures(axis: Axis) -> tuple[LayerFigures, ...]:
-    """Figures of every layer of a complete axis."""
+    """Figures of every layer whose role vectors the axis holds."""
     figures = []
     halves = axis.split_half
-    for row, layer in enumerate(axis.layers):
+    for layer in axis.role_layers:
+        row = axis.row(layer)
         space = axis.space(layer)
         first, second, third = (space.n_components_for(share) for share in _SHARES)
         spread = float(space.projections.std()) or float("nan")

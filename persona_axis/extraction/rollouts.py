@@ -1,98 +1,78 @@
-"""Drawing the rollouts of a plan: batch after batch, each judged, added to its block's sums and committed."""
+"""Drawing the rollouts of a round: batch after batch, each judged, added to its block's sums and committed."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from persona_axis._outofmemory import is_out_of_memory
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
+from persona_axis.extraction.engines import Engine, Job
 from persona_axis.extraction.events import Listener, Progress
-from persona_axis.extraction.means import Replies, generate_with_means
-from persona_axis.extraction.plan import DEFAULT, Batch, Block, Item, Plan, even_parts
+from persona_axis.extraction.means import Replies
+from persona_axis.extraction.plan import DEFAULT, Batch, Block, Item, Plan, Round
+from persona_axis.extraction.rolloutpca import KeptPca
 from persona_axis.extraction.store import TALLIES, BlockState, RunStore
 from persona_axis.judges import Judge, Judged, verdicts
+from persona_axis.sampling import loops
 
 
-def draw(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, listener: Listener) -> None:
-    """Draw what the store does not hold yet; raises `ExtractionError` where going on would be wrong."""
-    meter = _Meter(plan, store, listener)
-    splits = store.read_splits()
+def draw(
+    chat: ChatModel, plan: Plan, part: Round, judge: Judge, store: RunStore, engine: Engine, listener: Listener,
+    pca: KeptPca | None = None,
+) -> None:  # fmt: skip
+    """Draw what the store does not hold yet of a round; raises `ExtractionError` where going on would be wrong.
+
+    A `pca` goes on from what the store holds, if it has been resumed, and gets each batch before it is committed.
+    """
+    meter = _Meter(part, store, plan, listener)
+    ahead, here = itertools.tee(_missing(plan, part, store))
+    jobs = (
+        Job(part.number, block.index, batch, chat.encode_batch(plan.messages(item) for item in batch.items))
+        for block, batch in ahead
+    )
+    state: BlockState | None = None
+    current = -1
+    for (block, batch), replies in zip(here, engine.draw(jobs), strict=True):
+        if state is None or block.index != current:
+            state, current = _entered(chat, plan, part, block, store), block.index
+        lines = _count(chat, plan, judge, block, batch, replies, state)
+        if pca is not None:
+            pca.take(lines, replies.sums)
+            pca.commit(meter.rollouts, meter.rollouts + len(batch.items))
+        state.done += 1
+        store.save_batch(block.index, state, lines)
+        meter.finished(len(batch.items))
+
+
+def _missing(plan: Plan, part: Round, store: RunStore) -> Iterator[tuple[Block, Batch]]:
+    """The batches of a round that are not in the store."""
     for index in range(plan.n_blocks):
-        done, of = store.done(index)
-        if of and done == of:
+        at = store.done(index)
+        if at.of and (at.round > part.number or (at.round == part.number and at.done == at.of)):
             continue
-        block = plan.block(index)
-        state = store.load_block(index) or _empty(chat, plan, block)
-        if state.of != len(block.batches):
+        block = plan.block(index, part)
+        done = at.done if at.of and at.round == part.number else 0
+        if done and at.of != len(block.batches):
             raise ExtractionError(
                 f"{store.path} was planned by another version of this program: delete it and start again"
             )
-        for batch in block.batches[state.done :]:
-            replies = _generate(chat, plan, store, block, batch, splits)
-            lines = _count(chat, plan, judge, block, batch, replies, state)
-            state.done += 1
-            store.save_batch(index, state, lines)
-            meter.finished(block, batch, state)
+        yield from ((block, batch) for batch in block.batches[done:])
 
 
-def _empty(chat: ChatModel, plan: Plan, block: Block) -> BlockState:
-    return BlockState.empty(
-        len(block.roles), plan.groups, len(plan.layers), chat.hidden_size, len(block.batches)
+def _entered(chat: ChatModel, plan: Plan, part: Round, block: Block, store: RunStore) -> BlockState:
+    """The sums of a block that is about to get a batch of this round."""
+    state = store.load_block(block.index) or BlockState.empty(
+        len(block.roles), plan.groups, plan.prompts_of(block.roles[0]), len(plan.layers), chat.hidden_size
     )
-
-
-def _generate(
-    chat: ChatModel,
-    plan: Plan,
-    store: RunStore,
-    block: Block,
-    batch: Batch,
-    splits: list[tuple[int, int, int]],
-) -> Replies:
-    """Generate a batch, in parts of their own seeds if memory asks for it. The parts are on record before
-    they are drawn and hold for every later batch, so that a resumed run cuts the same way."""
-    prompts = chat.encode_batch(plan.messages(item) for item in batch.items)
-    while True:
-        most = min([n for b, i, n in splits if (b, i) <= (block.index, batch.index)], default=plan.batch_size)
-        parts = even_parts(len(prompts), most)
-        try:
-            drawn = [
-                generate_with_means(
-                    chat, prompts[a:b], plan.options.sampling, batch.part_seed(a, b), plan.layers
-                )
-                for a, b in parts
-            ]
-            return Replies(
-                [ids for d in drawn for ids in d.ids],
-                torch.cat([d.sums for d in drawn]),
-                torch.cat([d.norms for d in drawn]),
-            )
-        except (RuntimeError, MemoryError) as error:
-            rows = halved(max(b - a for a, b in parts), error)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        splits.append((block.index, batch.index, rows))
-        store.write_splits(splits)
-
-
-def halved(rows: int, error: BaseException) -> int:
-    """Half as many rows, rounded up, after an error for want of memory; any other error is raised again."""
-    if not is_out_of_memory(error):
-        raise error
-    if rows == 1:
-        raise ExtractionError(f"not even one rollout fits into memory: {first_line(error)}") from error
-    return -(-rows // 2)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or what kind of error it is."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if state.round != part.number or not state.of:
+        state.round, state.done, state.of = part.number, 0, len(block.batches)
+    return state
 
 
 def _count(
@@ -102,40 +82,44 @@ def _count(
     _require_finite(plan, batch.items, replies)
     texts, thinking = chat.decode(replies.ids), chat.thinks(replies.ids)
     empty = [not text.strip() for text in texts]
-    to_judge = [i for i, item in enumerate(batch.items) if item.role != DEFAULT and not empty[i]]
-    given = verdicts(judge, [_shown(plan, batch.items[i], texts[i]) for i in to_judge])
+    looping = [bool(loops(torch.tensor([ids]))) for ids in replies.ids]
+    usable = [not (empty[i] or looping[i]) for i in range(len(texts))]
+    to_judge = [i for i, item in enumerate(batch.items) if item.role != DEFAULT and usable[i]]
+    given = verdicts(judge, [shown_of(plan, batch.items[i], texts[i]) for i in to_judge])
     scores = dict(zip(to_judge, given, strict=True))
     rows = {role: row for row, role in enumerate(block.roles)}
     tallies = state.tallies.numpy()  # the same memory, without a tensor operation for each count
     lines = []
     for i, item in enumerate(batch.items):
         ids, row, score = replies.ids[i], rows[item.role], scores.get(i)
-        accepted = not empty[i] and (item.role == DEFAULT or score in plan.options.accept)
-        cut = len(ids) == plan.options.sampling.max_new_tokens
-        kinds = {
-            "drawn": 1,
+        accepted = usable[i] and (item.role == DEFAULT or score in plan.options.accept)
+        odd = {
             "empty": empty[i],
             "thinking": thinking[i],
-            "cut": cut,
-            "tokens": 0 if empty[i] else len(ids),
+            "cut": len(ids) == plan.options.sampling.max_new_tokens,
+            "looping": looping[i],
         }
+        kinds = {"drawn": 1, "tokens": 0 if empty[i] else len(ids), **odd}
         if i in scores:
             kinds["unparsable" if score is None else f"score{score}"] = 1
         for kind, amount in kinds.items():
             tallies[row, TALLIES.index(kind)] += amount
         if accepted:
-            state.sums[row, plan.group_of[item.question]] += replies.sums[i] / len(ids)
-            state.counts[row, plan.group_of[item.question]] += 1
+            mean, group = replies.sums[i] / len(ids), plan.group_of[item.question]
+            state.sums[row, group] += mean
+            state.counts[row, group] += 1
+            state.prompt_sums[row, item.prompt] += mean
+            state.prompt_counts[row, item.prompt] += 1
+            state.squares[row] += mean.double().square().sum(dim=-1)
             if item.role == DEFAULT:
                 state.norms += replies.norms[i]
-        flags = [
-            name for name, is_so in (("empty", empty[i]), ("thinking", thinking[i]), ("cut", cut)) if is_so
-        ]
+        flags = [name for name, is_so in odd.items() if is_so]
         lines.append(_line(plan, item, ids, texts[i], score, accepted, flags))
     return lines
 
 
-def _shown(plan: Plan, item: Item, reply: str) -> Judged:
+def shown_of(plan: Plan, item: Item, reply: str) -> Judged:
+    """What a judge is shown of a rollout."""
     role = plan.role(item.role)
     return Judged(
         role.name,
@@ -187,32 +171,22 @@ def _require_finite(plan: Plan, items: Sequence[Item], replies: Replies) -> None
 
 
 class _Meter:
-    """Counts what is done and tells the listener."""
+    """Counts what is done of a round and tells the listener."""
 
-    def __init__(self, plan: Plan, store: RunStore, listener: Listener) -> None:
-        self.plan, self.listener = plan, listener
-        self.rollouts, self.roles = drawn_so_far(plan, store)
+    def __init__(self, part: Round, store: RunStore, plan: Plan, listener: Listener) -> None:
+        self.part, self.listener = part, listener
+        self.rollouts, self.of = drawn_so_far(plan, store), sum(part.stop)
         self.began_with, self.began = self.rollouts, time.monotonic()
 
-    def finished(self, block: Block, batch: Batch, state: BlockState) -> None:
-        self.rollouts += len(batch.items)
-        if state.done == state.of and block.index:
-            self.roles += len(block.roles)
+    def finished(self, rollouts: int) -> None:
+        self.rollouts += rollouts
         speed = (self.rollouts - self.began_with) / max(1e-9, time.monotonic() - self.began)
-        left = (self.plan.rollouts - self.rollouts) / speed
-        self.listener(
-            Progress(self.rollouts, self.plan.rollouts, self.roles, len(self.plan.roles), speed, left)
-        )
+        left = (self.of - self.rollouts) / speed
+        self.listener(Progress(self.rollouts, self.of, self.part.number + 1, speed, left))
 
 
-def drawn_so_far(plan: Plan, store: RunStore) -> tuple[int, int]:
-    """(rollouts, whole roles) that the store holds."""
-    rollouts = roles = 0
-    for index in range(plan.n_blocks):
-        done, of = store.done(index)
-        if not of:
-            break
-        block = plan.block(index)
-        rollouts += sum(len(batch.items) for batch in block.batches[:done])
-        roles += len(block.roles) if index and done == of else 0
-    return rollouts, roles
+def drawn_so_far(plan: Plan, store: RunStore) -> int:
+    """Rollouts that the store holds."""
+    column = TALLIES.index("drawn")
+    held = [index for index in range(plan.n_blocks) if store.done(index).of]
+    return sum(int(store.tensor(index, "tallies")[:, column].sum()) for index in held)

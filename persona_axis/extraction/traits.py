@@ -46,7 +46,7 @@ def finish_traits(
     counts = torch.cat([store.tensor(b, "counts") for b in range(1, plan.n_blocks)]).numpy().reshape(*shape, -1)
     default_counts = store.tensor(0, "counts").numpy()[0]
     if not default_counts.sum():
-        raise ExtractionError("every reply of the default was empty: there is nothing to compare the traits with")
+        raise ExtractionError("every reply of the default was empty or a loop: there is nothing to compare with")
     accepted = counts.sum(axis=(2, 3))  # [traits, poles]
     kept, parts = _kept(plan, counts)
     found = []
@@ -73,7 +73,7 @@ def finish_traits(
             f"{len(below)} traits have no vector: fewer than {plan.options.min_accepted} accepted replies of a pole, "
             "none of an instruction or in some part of the questions, or poles that do not differ"
         )
-    about = run_metadata(chat, plan, judge)
+    about = run_metadata(chat, plan, judge, store)
     plan_facts = {key: value for key, value in about["plan"].items() if key not in ("roles", "prompts")}
     plan_facts |= {"traits": shape[0], "pairs": shape[2], "folds": folds.shape[1]}
     metadata = about | {

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 
 from persona_axis.chat import ChatModel
+from persona_axis.extraction.engines import halved
 from persona_axis.extraction.means import generate_with_means
 from persona_axis.extraction.plan import Plan
-from persona_axis.extraction.rollouts import halved
 from persona_axis.sampling import Sampling
 
 LARGEST = 128

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from persona_axis.errors import JudgeError
 from persona_axis.judges.base import Judged
@@ -22,20 +22,29 @@ if TYPE_CHECKING:
     from persona_axis.chat import ChatModel
     from persona_axis.levers.hearing import Heard
     from persona_axis.levers.worlds import Worlds
-    from persona_axis.persona import Persona
     from persona_axis.probes import Probes
 
 OTHERS = 2
 """Other roles that a role is told from, beside the default."""
 
 
+class _Asked(NamedTuple):
+    """Does the line, said to the message, tell whoever the system prompt describes? `role` is the name, if known."""
+
+    role: str | None
+    system: str
+    message: str
+    line: str
+
+
 @dataclass(frozen=True, eq=False)
 class ListenerJudge:
     """3: the posterior of the role is above `threshold`. 1: that of the default is the highest. 2: neither.
-    None: an empty reply. It never gives 0: a refusal is for a listener what the Assistant says.
+    None: an empty reply, one longer than the model can read, and a role that no system prompt states. It never gives 0:
+    a refusal is for a listener what the Assistant says.
 
     Of signals' questions it answers `Fits`: the chance is the posterior with prior odds that put `threshold` at 1/2, so
-    that a line fits where a rollout would be in its role. None: an empty line, and what is longer than the model reads.
+    that a line fits where a rollout would be in its role.
 
     `roles` are (name, system prompt) of the roles to tell from, one more than `others`, so that each role is told from
     as many others than itself. The threshold is chance among four worlds: above it the reply made the listener
@@ -79,48 +88,50 @@ class ListenerJudge:
 
     def hear(self, rollouts: Sequence[Judged]) -> list[Heard]:
         """What the listener makes of each reply: world 0 is the role, 1 the default, then the others."""
-        from persona_axis.levers.worlds import persona_worlds
-
-        worlds = [
-            persona_worlds(_asked(r.system, r.question), ["", *self.told_from(r.role).values()]) for r in rollouts
-        ]
-        return self._heard(worlds, [r.reply for r in rollouts])
+        asked = [_Asked(r.role, r.system, r.question, r.reply) for r in rollouts]
+        return self._heard([self._worlds(one) for one in asked], asked)
 
     def told_from(self, role: str) -> dict[str, str]:
         """The other roles that `role` is told from: system prompts by name."""
         return dict([(name, prompt) for name, prompt in self.roles if name != role][: self.others])
 
     def score(self, rollouts: Sequence[Judged]) -> list[int | None]:
-        return [self._verdict(heard) for heard in self.hear(rollouts)] if rollouts else []
+        asked = [_Asked(r.role, r.system, r.question, r.reply) for r in rollouts]
+        heard = self._where_it_can(asked)
+        return [
+            None if found is None or not one.system.strip() else self._verdict(found)
+            for one, found in zip(asked, heard, strict=True)
+        ]
 
     def answer(self, questions: Sequence[Question]) -> list[float | None]:
         """Verdicts as `SignalJudge` says."""
-        from persona_axis.levers.worlds import persona_worlds
-
-        worlds, lines = [], []
+        asked = []
         for question in questions:
             if not isinstance(question, Fits):
                 raise cannot(self, type(question))
-            persona = question.persona
-            worlds.append(persona_worlds(_asked(persona.text, question.message), self._not(persona)))
-            lines.append(question.line)
-        able = [i for i, row in enumerate(worlds) if lines[i].strip() and self._fits_in(row, lines[i])]
-        heard = self._heard([worlds[i] for i in able], [lines[i] for i in able]) if able else []
-        found: list[float | None] = [None] * len(worlds)
-        for i, one in zip(able, heard, strict=True):
-            found[i] = self._chance(one)
-        return found
+            asked.append(_Asked(question.persona.role, question.persona.text, question.message, question.line))
+        return [None if found is None else self._chance(found) for found in self._where_it_can(asked)]
 
-    def _not(self, persona: Persona) -> list[str]:
-        """Whom it is told from: nobody in particular and `others` roles, or one role more where it is nobody itself.
+    def _worlds(self, asked: _Asked) -> Worlds:
+        """It is told from nobody in particular and from `others` roles, or where it is nobody from one role more.
 
-        A role of the persona's own name comes last: it would be told from itself.
+        A role of its own name comes last, for it would be told from itself.
         """
-        from persona_axis.levers.worlds import same_persona
+        from persona_axis.levers.worlds import persona_worlds, same_persona
 
-        roles = [prompt for _, prompt in sorted(self.roles, key=lambda role: role[0] == persona.role)]
-        pool = [text for text in ("", *roles) if not same_persona(text, persona.text)]
-        return pool[: self.others + 1]
+        roles = [prompt for _, prompt in sorted(self.roles, key=lambda role: role[0] == asked.role)]
+        others = [text for text in ("", *roles) if not same_persona(text, asked.system)]
+        told = [{"role": "system", "content": asked.system}] if asked.system.strip() else []
+        return persona_worlds([*told, {"role": "user", "content": asked.message}], others[: self.others + 1])
+
+    def _where_it_can(self, asked: Sequence[_Asked]) -> list[Heard | None]:
+        worlds = [self._worlds(one) for one in asked]
+        able = [i for i, one in enumerate(asked) if one.line.strip() and self._fits_in(worlds[i], one.line)]
+        found: list[Heard | None] = [None] * len(asked)
+        if able:
+            for i, heard in zip(able, self._heard([worlds[i] for i in able], [asked[i] for i in able]), strict=True):
+                found[i] = heard
+        return found
 
     def _fits_in(self, worlds: Worlds, line: str) -> bool:
         from persona_axis._windows import context_limit
@@ -131,11 +142,11 @@ class ListenerJudge:
             return True
         return max(map(len, self.chat.encode_batch(worlds))) + len(reply_ids(self.chat, worlds[0], line)) <= limit
 
-    def _heard(self, worlds: Sequence[Worlds], replies: Sequence[str]) -> list[Heard]:
+    def _heard(self, worlds: Sequence[Worlds], asked: Sequence[_Asked]) -> list[Heard]:
         from persona_axis.levers.hearing import posterior
         from persona_axis.levers.listener import Listener
 
-        return posterior(self.chat, worlds, replies, Listener(beta=self.beta), self.batch)
+        return posterior(self.chat, worlds, [one.line for one in asked], Listener(beta=self.beta), self.batch)
 
     def _verdict(self, heard: Heard) -> int | None:
         if not heard.ids:
@@ -147,9 +158,3 @@ class ListenerJudge:
     def _chance(self, heard: Heard) -> float:
         odds = heard.log_odds - math.log(self.threshold / (1 - self.threshold))
         return 1 / (1 + math.exp(-max(odds, -700.0)))  # exp(700) is the largest that a float holds
-
-
-def _asked(system: str, message: str) -> list[dict[str, str]]:
-    """The conversation before the reply."""
-    told = [{"role": "system", "content": system}] if system.strip() else []
-    return [*told, {"role": "user", "content": message}]

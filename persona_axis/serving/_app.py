@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,10 +23,12 @@ from persona_axis.serving._answer import Answer, Desk, Limits, Stream
 from persona_axis.serving._engine import Ask, Engine
 from persona_axis.serving._wire import Refused, Wanted, wanted
 from persona_axis.serving.figures import as_json, prometheus
+from persona_axis.serving.serve import is_loopback
 
 log = logging.getLogger("persona_axis.serving")
 _BODY_SECONDS = 30.0
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_LONG = 1 << 14  # characters; a text takes a millisecond for some thousands of them
+_PORT = re.compile(r":\d{1,5}$")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -79,6 +82,9 @@ class _Server:
             except ServeError as error:
                 log.error("persona-axis: %s", error)
                 response = JSONResponse(Refused(503, str(error)).body, 503)
+            except Exception:
+                log.exception("persona-axis: a request failed in a way that nobody foresaw")
+                response = JSONResponse(Refused(500, "the server failed at this request: its log says why").body, 500)
             if counted and not isinstance(response, Stream):
                 self.counters.requests[str(response.status_code)] += 1
             return response
@@ -111,7 +117,7 @@ class _Server:
         streams = False
         try:
             asked = wanted(await self._body(request), self.model, request.headers.get("x-persona-axis"))
-            answer = Answer(self.desk, asked, self._ask(asked), began)
+            answer = Answer(self.desk, asked, await self._ask(asked), began)
             if asked.stream:
                 answer.begin()
                 streams = True
@@ -137,12 +143,15 @@ class _Server:
             gone.cancel()
             answer.close()
 
-    def _ask(self, asked: Wanted) -> Ask:
+    async def _ask(self, asked: Wanted) -> Ask:
         engine = self.engine
         if asked.projection and engine.ruler is None:
             raise Refused(400, "persona_axis.projection: this server was started without --axis", param="persona_axis")
         try:
-            prompt = engine.chat.encode(asked.messages)
+            if sum(len(message["content"]) for message in asked.messages) > _LONG:  # the others' replies go on
+                prompt = await asyncio.to_thread(engine.chat.encode, asked.messages)
+            else:
+                prompt = engine.chat.encode(asked.messages)
         except (ModelError, ConversationError) as error:
             raise Refused(400, f"messages: {error}", param="messages") from error
         if len(prompt) > engine.longest_prompt:
@@ -160,11 +169,12 @@ class _Server:
     def _admit(self, request: Request) -> None:
         if self.key is None:
             # A web page may resolve its own name to this machine, and would then speak for its visitor.
-            if request.url.hostname not in _LOOPBACK:
-                raise Refused(403, f"this server answers on the loopback only, not as {request.url.hostname!r}")
+            host = request.headers.get("host", "")
+            if not is_loopback(_PORT.sub("", host).strip("[]").lower()):
+                raise Refused(403, f"this server answers on the loopback only, not as {host[:80]!r}")
             return
         given = request.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
+        if not hmac.compare_digest(given.encode("latin-1"), f"Bearer {self.key}".encode()):  # bytes as they came
             raise Refused(401, "this server asks for its API key: Authorization: Bearer KEY", code="invalid_api_key")
 
     async def _body(self, request: Request) -> Any:
@@ -180,9 +190,13 @@ class _Server:
         except TimeoutError:
             raise Refused(408, f"the body did not arrive within {_BODY_SECONDS:g} seconds") from None
         try:
-            return json.loads(body)
+            parsed = json.loads(body)
+            json.dumps(parsed, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise Refused(400, "the body has half of a character (a lone surrogate)") from error
         except (ValueError, RecursionError) as error:
             raise Refused(400, f"the body is not JSON: {error}") from error
+        return parsed
 
 
 async def _disconnected(request: Request) -> None:

@@ -6,6 +6,7 @@ without weights, and only those that the fingerprint samples are read from the f
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,9 @@ class Checkpoint(NamedTuple):
     """Those that a cap states of its model, but the weights where they cannot be compared."""
     problem: str
     """Why the weights cannot be compared, or ""."""
+    folder: Path
+    hull: nn.Module
+    """The model without weights."""
 
     @classmethod
     def read(cls, name: str, revision: str | None = None) -> Checkpoint:
@@ -41,11 +45,18 @@ class Checkpoint(NamedTuple):
             "architecture": text_config(model).model_type, "hidden_size": hidden_size(model),
             "num_layers": len(find_stack(model).layers), "chat_template_sha256": template_sha256(tokenizer),
         }  # fmt: skip
+        return cls(name, facts, "", folder, model).again()
+
+    def again(self) -> Checkpoint:
+        """The checkpoint with what its files hold now. The hull is kept for this: the engine's own model may have
+        changed transformers' class so that another cannot be made beside it."""
+        model = copy.deepcopy(self.hull)
         try:
-            _bring(model, folder)
+            _bring(model, self.folder)
         except ModelError as error:
-            return cls(name, facts, str(error))
-        return cls(name, facts | {"weights_sha256": weights_fingerprint(model)}, "")
+            known = {name: fact for name, fact in self.facts.items() if name != "weights_sha256"}
+            return self._replace(facts=known, problem=str(error))
+        return self._replace(facts=self.facts | {"weights_sha256": weights_fingerprint(model)}, problem="")
 
     def require(self, cap: Cap, allow: Collection[str] = ()) -> None:
         """Raise `AxisMismatchError` unless this is the checkpoint that `cap` was made for; a hand-made cap states

@@ -44,6 +44,8 @@ class Slot:
     projections: list[float] = field(default_factory=list)
     """Of each of the reply's own tokens, once it was fed."""
     prompt_read: bool = False
+    failed: Exception | None = None
+    """What kept it from drawing; nobody else's reply ends for it."""
 
 
 class Draws(ContinuousBatchingLogitsProcessor):
@@ -76,9 +78,12 @@ class Draws(ContinuousBatchingLogitsProcessor):
         """Logits [rows, vocabulary] in; out, the rows of requests that sample have one finite element."""
         out = scores
         for row, slot in self.of(tensor_arg[: len(scores)]):
-            if slot.draw is not None:
+            if slot.draw is not None and slot.failed is None:
                 out = scores.clone() if out is scores else out
-                out[row] = slot.draw(tensor_arg, scores[row : row + 1])[0]  # it does not look at ids
+                try:
+                    out[row] = slot.draw(tensor_arg, scores[row : row + 1])[0]  # it does not look at ids
+                except Exception as error:  # in the one thread that draws for all; told where the reply is read
+                    slot.failed = error
             if slot.top_logprobs is not None:
                 slot.likely.append(_likely(scores[row], int(out[row].argmax()), slot.top_logprobs))
         return out

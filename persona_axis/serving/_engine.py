@@ -180,6 +180,8 @@ class Reply:
             if output.error is not None:
                 self._ended = True
                 raise ServeError(f"the engine gave this reply up: {output.error}")
+            if self.slot.failed is not None:
+                raise ServeError(f"no token can be drawn for this reply: {self.slot.failed}")
             self._ended = output.is_finished()
             new, done = output.generated_tokens[done:], len(output.generated_tokens)
             if new or self._ended:

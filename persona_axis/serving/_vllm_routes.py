@@ -77,11 +77,17 @@ class Routes:
                 raise HTTPException(409, f"the cap stays as it is: {problems[0]}")
             await self.engine.pause_generation(mode="keep", clear_cache=False)
             try:
-                changed = await self._all_workers("persona_axis_change", body.cap)
+                changed = await self._all_workers("persona_axis_change", body.cap, key)
                 # Requests on the way too: what they have read so far was computed under the old cap.
-                await self.engine.reset_prefix_cache(reset_running_requests=True)
-            finally:
-                await self.engine.resume_generation()
+                if not await self.engine.reset_prefix_cache(reset_running_requests=True):
+                    raise HTTPException(503, "the engine did not drop its prefix cache")
+            except BaseException:
+                log.critical(
+                    "persona-axis: the change to %s failed half-way, workers may hold different caps: this server "
+                    "stays paused and answers nothing more. Ask for a cap again, or restart it", body.cap,
+                )  # fmt: skip
+                raise
+            await self.engine.resume_generation()
         before = changed[0]["before"]
         log.warning("persona-axis: cap %s in place of %s, asked for by %s", body.cap, before, _who(request))
         return {"before": before, "now": body.cap, "workers": len(changed)}

@@ -19,6 +19,8 @@ NEUTRAL = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "
 """Fields of OpenAI's that say nothing about the reply."""
 _DEFAULTS = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "tools": [],
              "response_format": {"type": "text"}, "modalities": ["text"], "tool_choice": "none"}  # fmt: skip
+_COLDEST = 1e-3  # logits divided by less leave float32
+_LONGEST = 500  # characters of what was asked that an error repeats
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -33,7 +35,8 @@ class Refused(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON of it."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        message, param = str(self)[:_LONGEST], self.param and self.param[:_LONGEST]
+        return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,20 @@ def wanted(body: Any, model: str, header: str | None) -> Wanted:
     top = take("top_logprobs", 0, int, "a whole number")
     if not 0 <= top <= 20 or (top and not logprobs):
         raise Refused(400, "top_logprobs: expected 0 to 20, together with logprobs", param="top_logprobs")
+    seed = take("seed", None, int, "a whole number")
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise Refused(400, "seed: expected a whole number of 64 bits", param="seed")
+    temperature = take.number("temperature", 1.0, 0.0, 2.0)
+    if 0 < temperature < _COLDEST:
+        raise Refused(400, f"temperature: 0 is greedy, the lowest above it is {_COLDEST:g}", param="temperature")
     options = take("stream_options", {}, dict, "an object")
     result = Wanted(
-        messages, longest,
-        temperature=take.number("temperature", 1.0, 0.0, 2.0), top_p=take.number("top_p", 1.0, 1e-9, 1.0),
-        seed=take("seed", None, int, "a whole number"), stop=stops, top_logprobs=top if logprobs else None,
+        messages, longest, temperature=temperature, top_p=take.number("top_p", 1.0, 1e-9, 1.0), seed=seed,
+        stop=stops, top_logprobs=top if logprobs else None,
         stream=take("stream", False, bool, "true or false"), with_usage=options.get("include_usage") is True,
         projection=_asks_projection(take("persona_axis", {}, dict, "an object"), header),
     )  # fmt: skip
-    if left := sorted(set(given) - take.taken):
+    if left := sorted(set(body) - take.taken):  # also where it says null: a cap of null is no field of ours
         raise Refused(400, f"{left[0]}: this server does not know the field", param=left[0])
     return result
 
@@ -127,7 +135,8 @@ def _message(where: str, message: Any) -> dict[str, str]:
         raise Refused(400, f"{where}: expected an object whose role is one of {', '.join(_ROLES)}", param="messages")
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        content = "".join(str(part.get("text", "")) for part in content)
+        texts = [part.get("text") for part in content]
+        content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
         raise Refused(400, f"{where}.content: expected a text, or a list of parts of type text", param="messages")
     return {"role": _ROLES[role], "content": content}

@@ -117,14 +117,15 @@ class Attached:
         run.ran.add(layer)
         if run.probe is not None:
             return _probed(run.probe, layer, hidden, held.direction)
+        # Layers that are run by hand, around the model's own call, are in no run: nothing tells of their padding.
+        known = run.on and hidden[..., 0].numel() == run.shape[0] * run.shape[1]
+        if run.real is None or not known:
+            whole: Tensor = held.edit(hidden, held.figures.add)
+            return whole
         seen: list[Tensor] = []
-        out = held.edit(hidden, seen.append)
-        if run.real is None:
-            for block in seen:
-                held.figures.add(block)
-        else:
-            values = seen[0].flatten() if len(seen) == 1 else torch.cat(seen).flatten()
-            held.figures.add(values[run.real.to(values.device)])
+        out: Tensor = held.edit(hidden, seen.append)
+        values = seen[0].flatten() if len(seen) == 1 else torch.cat(seen).flatten()
+        held.figures.add(values[run.real.to(values.device)])
         return out
 
     def _editing(self, layer: int) -> Callable[..., Any]:
@@ -165,8 +166,9 @@ class Attached:
             missed = [layer for layer in self.cap.layers if layer not in run.ran]
             if missed and self.attached and output is not None:  # None: the run ended in an exception
                 raise CapError(
-                    f"the attached cap did not act at layers {missed} in this run: these layers run a graph that was "
-                    "compiled without it. Call torch.compiler.reset() and attach before the first compiled call"
+                    f"the attached cap did not act at layers {missed} in this run: these layers were replaced, or run "
+                    "a graph that was compiled without it. Attach again; where something was compiled, call "
+                    "torch.compiler.reset() first"
                 )
 
         return hook

@@ -1,7 +1,7 @@
 """What an operator wants to know of a cap at work: how many tokens, how many moved, by how much, and where they lay.
 
-Counting one step keeps a reference to its projections and does nothing else. They are counted in blocks, when enough
-of them wait or somebody asks: sums and a histogram are all that stays.
+A step's projections are put aside, which is one small copy. They are counted in blocks, when enough of them wait or
+somebody asks: sums and a histogram are all that stays.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _BINS = 2048
 _REACH = 16.0  # the scale ends at _FINE * sinh(16), about 220,000
 _FINE = 0.05  # bins are evenly wide below this projection, and 1.6% of it above
-_STEPS = 512  # that wait at most
-_WAITING = 2**15  # projections that wait at most, beside those of the last step
+_ROOM = 2**12  # tokens that wait at most
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class LayerFigures:
     """Mean absolute distance that the capped ones were moved, in units of the residual stream; 0 when none was."""
     percentiles: dict[int, float]
     """Percentiles of the projections as they reached the cap, to 2% of their size; empty before the first token."""
+    not_finite: int = 0
+    """Tokens whose projection was NaN or infinite; they are in none of the other figures but `tokens`."""
 
 
 class Figures:
@@ -46,18 +47,25 @@ class Figures:
         """Bounds [layers], on the device that the projections are on."""
         self.layers = tuple(layers)
         self._lock = threading.Lock()
+        self._waiting = 0
         self.clear(floor, ceiling)
 
     def add(self, projections: Tensor) -> None:
-        """Count tokens. `projections` [layers, tokens], or [tokens...] of one layer, as they reach the cap.
-
-        The tensor is kept for a while: it must not be written to any more.
-        """
+        """Count tokens. `projections` [layers, tokens], or [tokens...] of one layer, as they reach the cap."""
+        seen = projections.detach() if projections.requires_grad else projections
+        seen = seen.reshape(len(self.layers), -1)
+        tokens = seen.shape[1]
         with self._lock:
-            self._steps.append(projections.detach() if projections.requires_grad else projections)
-            self._waiting += projections.numel()
-            if self._waiting >= _WAITING or len(self._steps) >= _STEPS:
-                self._count()
+            if self._waiting + tokens > _ROOM:
+                self._count(self._room[:, : self._waiting])
+                self._waiting = 0
+            if tokens > _ROOM:
+                self._count(seen)
+            else:
+                # Copied, though the tensor could be kept: many small ones that stay between large ones that go make
+                # the C library give memory back and fetch it again in every step.
+                self._room[:, self._waiting : self._waiting + tokens].copy_(seen)
+                self._waiting += tokens
 
     def clear(self, floor: Tensor | None = None, ceiling: Tensor | None = None) -> None:
         """Start again from nothing; with bounds [layers], under these."""
@@ -68,11 +76,12 @@ class Figures:
             if ceiling is not None:
                 self._ceiling = ceiling.detach().clone().unsqueeze(1)
             layers, device = len(self.layers), self._floor.device
-            self._steps: list[Tensor] = []
-            self._waiting = self._tokens = 0
+            self._room = torch.zeros(layers, _ROOM, dtype=self._floor.dtype, device=device)
+            self._waiting, self._tokens = 0, 0
             # Sums over months of blocks: float32 would stop growing.
             exact = torch.float32 if device.type == "mps" else torch.float64
             self._capped = torch.zeros(layers, dtype=torch.int64, device=device)
+            self._lost = torch.zeros(layers, dtype=torch.int64, device=device)
             self._moved = torch.zeros(layers, dtype=exact, device=device)
             self._bins = torch.zeros(layers * _BINS, dtype=torch.int64, device=device)
             self._row = torch.arange(layers, device=device).unsqueeze(1) * _BINS
@@ -80,28 +89,27 @@ class Figures:
     def read(self) -> list[LayerFigures]:
         """The figures of each layer; waits for the device."""
         with self._lock:
-            self._count()
+            self._count(self._room[:, : self._waiting])
+            self._waiting = 0
             tokens, capped, moved = self._tokens, self._capped.tolist(), self._moved.tolist()
+            lost = self._lost.tolist()
             bins = self._bins.view(len(self.layers), _BINS).cpu()
         return [
-            LayerFigures(layer, tokens, capped[i], moved[i] / max(capped[i], 1), _percentiles(bins[i]))
+            LayerFigures(layer, tokens, capped[i], moved[i] / max(capped[i], 1), _percentiles(bins[i]), lost[i])
             for i, layer in enumerate(self.layers)
         ]
 
-    def _count(self) -> None:
-        """What waits, by who holds the lock."""
-        steps, self._steps, self._waiting = self._steps, [], 0
-        if not steps:
-            return
-        device, layers = self._floor.device, len(self.layers)
+    def _count(self, seen: Tensor) -> None:
+        """Projections [layers, tokens], by who holds the lock."""
         with torch.no_grad():
-            seen = torch.cat([step.reshape(layers, -1) for step in steps], 1).to(device)
-            way = correction(seen, self._floor, self._ceiling)
+            finite = seen.isfinite()
+            way = torch.where(finite, correction(seen, self._floor, self._ceiling), 0)
             self._tokens += seen.shape[1]
+            self._lost += (~finite).sum(1)
             self._capped += (way != 0).sum(1)
             self._moved += way.abs().sum(1)
-            place = torch.asinh(seen / _FINE).nan_to_num(nan=_REACH).add(_REACH).mul(_BINS / (2 * _REACH))
-            index = (place.long().clamp(0, _BINS - 1) + self._row).flatten()
+            place = torch.asinh(seen / _FINE).nan_to_num().add(_REACH).mul(_BINS / (2 * _REACH))
+            index = (place.long().clamp(0, _BINS - 1) + self._row)[finite]
             self._bins += torch.bincount(index, minlength=len(self._bins))
 
 
@@ -129,6 +137,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     kinds = (
         ("tokens", "tokens", "counter", "Tokens that ran through a capped layer."),
         ("capped_tokens", "capped", "counter", "Tokens whose projection lay outside the bounds."),
+        ("not_finite_tokens", "not_finite", "counter", "Tokens whose projection was NaN or infinite."),
         ("mean_correction", "mean_correction", "gauge", "Mean distance that capped tokens were moved."),
     )
     for name, key, kind, text in kinds:

@@ -37,7 +37,7 @@ class Where:
     def __post_init__(self) -> None:
         if self.key is not None and not self.key.strip():
             raise ServeError("the API key is empty: give one with characters in it, or none")
-        if self.key is None and not _is_loopback(self.host):
+        if self.key is None and not is_loopback(self.host):
             raise ServeError(
                 f"{self.host} can be reached from other machines: give --api-key (or PERSONA_AXIS_API_KEY), or serve "
                 "on 127.0.0.1"
@@ -78,19 +78,29 @@ def serve(
         held = attach(chat.model, cap, template=chat.template.source, allow=allow, stack=chat.layers)
     try:
         engine = Engine(chat, held, ruler, longest_prompt=longest_prompt, longest_reply=longest_reply)
-        app = app_of(engine, chat.display_name.lower() if chat.is_troupe else chat.name, limits or Limits(), where.key)
-        config = uvicorn.Config(
-            app, host=where.host, port=where.port, log_level="warning", timeout_graceful_shutdown=int(where.drain) or 1,
-            server_header=False, lifespan="on",
-        )  # fmt: skip
+        name = chat.display_name.lower() if chat.is_troupe else chat.name
+        limits = limits or Limits()
+        app = app_of(engine, name, limits, where.key)
         try:
-            _run(uvicorn, config)
+            _run(uvicorn, config_of(uvicorn, app, where, limits))
         except SystemExit:  # uvicorn's way to say that it could not start, its reason logged
             taken = ServeError(f"the server cannot listen on {where.host}:{where.port}: is it taken?")
             raise getattr(app.state, "failure", None) or taken from None
     finally:
         if held is not None:
             held.detach()
+
+
+def config_of(uvicorn: Any, app: Any, where: Where, limits: Limits, head_seconds: float = 20.0) -> Any:
+    """How uvicorn runs the application: no WebSockets, and bounds on connections, heads and the time to leave."""
+    from persona_axis.serving._connections import bounded
+
+    # Who is refused because all places are taken has to be told so; health and metrics are asked meanwhile.
+    connections = 4 * limits.requests + 64
+    return uvicorn.Config(
+        app, host=where.host, port=where.port, log_level="warning", timeout_graceful_shutdown=int(where.drain) or 1,
+        server_header=False, lifespan="on", ws="none", http=bounded(connections, head_seconds),
+    )  # fmt: skip
 
 
 def _run(uvicorn: Any, config: Any) -> None:
@@ -122,7 +132,8 @@ def require_packages() -> Any:
     return uvicorn
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, and nobody else's."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -8,9 +8,10 @@ as it is.
 from __future__ import annotations
 
 import functools
+import hmac
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from persona_axis.serving._vllm_kinds import KINDS, MIXED, Kinds
 from persona_axis.serving._vllm_layers import decoder_layers, put_on
 from persona_axis.serving._vllm_proof import prove
 from persona_axis.serving.figures import Figures, as_json
-from persona_axis.serving.vllm import ALLOW, asked, missing
+from persona_axis.serving.vllm import ADMIN_KEY, ALLOW, asked, missing
 
 try:
     from vllm.v1.worker.worker_base import WorkerBase
@@ -36,6 +37,7 @@ log = logging.getLogger("vllm.persona_axis")
 
 _MORE_ROOM = 256  # a captured graph may be padded past the largest batch
 _KEY = "persona_axis"
+_CHANGES_WEIGHTS = ("reload_weights", "start_weight_update", "update_weights", "finish_weight_update")
 
 
 class Guard:
@@ -56,11 +58,15 @@ class Guard:
         worker.execute_model = self.execute_model
         worker.persona_axis_figures, worker.persona_axis_change = self.read_figures, self.change
         worker.persona_axis_check = self.check
+        for name in _CHANGES_WEIGHTS:
+            if hasattr(worker, name):
+                setattr(worker, name, self._refusing(name, getattr(worker, name)))
         self._keep_compiled_graphs_apart()
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         """Load, then put the edits on the layers that this worker holds, before anything is traced."""
         assert self.cap is not None
+        self.proven = False
         self._require_fit(self.cap)
         out = self._load(*args, **kwargs)
         model: nn.Module = self.worker.get_model()
@@ -99,6 +105,8 @@ class Guard:
         """The figures of this worker's layers as JSON, prompts and replies apart, and which cap they are of."""
         read = {kind: as_json(figures.read()) for kind, figures in self.figures.items()}
         rows = [{**row, "kind": kind} for kind in read for row in read[kind] if kind in KINDS or row["tokens"]]
+        if self.cap is None:  # then there is no direction either
+            rows = [{**row, "percentiles": {}} for row in rows]
         return {"cap": None if self.cap is None else self.path, "worker": self.worker.rank, "layers": rows}
 
     def check(self, path: str | None) -> str:
@@ -116,8 +124,15 @@ class Guard:
             return f"{type(error).__name__}: {error}"
         return ""
 
-    def change(self, path: str | None) -> dict[str, Any]:
-        """Hold to the cap at `path` from the next step on; None lets go. Raises what `check` would tell."""
+    def change(self, path: str | None, key: str = "") -> dict[str, Any]:
+        """Hold to the cap at `path` from the next step on; None lets go. Raises what `check` would tell.
+
+        `key` is the server's admin key: vLLM can be told to let anybody call a worker's methods. Raises `CapError`
+        for another one, and where there is none.
+        """
+        admin = os.environ.get(ADMIN_KEY, "")
+        if not admin or not hmac.compare_digest(key.encode(), admin.encode()):
+            raise CapError(f"the cap is changed with the key in {ADMIN_KEY}, through POST /persona-axis/cap")
         if problem := self.check(path):
             raise CapError(problem)
         cap = None if path is None else read_cap(path)
@@ -126,6 +141,21 @@ class Guard:
         self.path = self.path if path is None else path
         log.warning("persona-axis: the cap changed from %s to %s", before or "none", path or "none")
         return {"before": before, "now": path}
+
+    def _refusing(self, name: str, change: Callable[..., Any]) -> Callable[..., Any]:
+        """A method that may bring in weights the cap was not made for. Reading the same checkpoint again is let
+        through, and looked at again; anything else is a `CapError`."""
+
+        @functools.wraps(change)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if name != "reload_weights" or args or any(value is not None for value in kwargs.values()):
+                raise CapError(f"{name}: the cap {self.path} was made for the weights that are loaded: restart instead")
+            self.checkpoint = self.checkpoint.again()
+            if self.cap is not None:
+                self._require_fit(self.cap)
+            return change()
+
+        return guarded
 
     def _bounds(self) -> tuple[Tensor, Tensor]:
         """Floor and ceiling [layers] as the edits hold them."""

@@ -76,8 +76,9 @@ class NNsightChat(ChatModel):
         extra_tokens: int = 0,
         memory: Any = None,
         processors: Any = None,
+        end_loops: bool = False,
     ) -> list[list[int]]:
-        """As `ChatModel.generate_ids`, without its `watch`, `memory` and `processors`."""
+        """As `ChatModel.generate_ids`, without its `watch`, `memory` and `processors`; a loop is not ended early."""
         if watch is not None or memory is not None:
             raise ModelError("a model run by nnsight keeps no conversation in memory: ask a ChatModel instead")
         if processors is not None:

@@ -146,11 +146,9 @@ class Means(Travelling):
         """Read every step until the run ends; `.save()` what comes of it."""
         self.passes = 0
         _to_the_end(self)
-        sums, norms = self.sums.sums, self.sums.norms
         found = {"fed": self.sums.fed, "passes": self.passes}
-        if sums:
-            found["sums"] = torch.stack([sums[layer].cpu() for layer in self.layers], dim=1)
-            found["norms"] = torch.stack([norms[layer].cpu() for layer in self.layers], dim=1)
+        if (total := self.sums.total()) is not None:
+            found["sums"], found["norms"] = total
         return found
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from persona_axis._axisfile import CONVENTIONS
 from persona_axis._axisparts import told_layers
+from persona_axis._blocks import unread
 from persona_axis._safefile import replace_file
 from persona_axis.errors import VectorsError
 from persona_axis.vectors.found import Rows
@@ -53,12 +54,12 @@ def axis_to_dict(axis: Axis, path: str | os.PathLike[str]) -> list[str]:
     rows, notes = _padded(axis)
     held: dict[str, Any] = {"axis": torch.from_numpy(rows)}
     if "default" in axis.arrays and "roles" in axis.arrays:
-        means = axis.arrays["default"], axis.arrays["roles"].mean(axis=0, dtype=np.float64)
+        means = axis.arrays["default"], axis.roles_mean
         for name, values in zip(("default_mean", "role_mean"), means, strict=True):
             whole = np.zeros_like(rows)
             whole[list(axis.layers)] = values
             held[name] = torch.from_numpy(whole)
-        held["n_roles"] = len(axis.arrays["roles"])
+        held["n_roles"] = len(unread(axis.arrays)["roles"])
     held["metadata"] = {
         "layers": list(axis.layers),
         "row": CONVENTIONS["layer"],

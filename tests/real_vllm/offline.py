@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
 
 def main(told: dict[str, Any]) -> dict[str, Any]:
+    os.environ.setdefault("PERSONA_AXIS_ADMIN_KEY", "a test's")
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -26,10 +28,25 @@ def main(told: dict[str, Any]) -> dict[str, Any]:
     done["again"] = ask()  # from the prefix cache, as far as it reaches
     if told.get("capped", True):
         done["refused"] = llm.collective_rpc("persona_axis_check", args=("/no/such/cap.safetensors",))
-        llm.collective_rpc("persona_axis_change", args=(None,))
+        if not told.get("engine"):  # of several workers that raise, vLLM reads one answer; the rest spoil the next call
+            done["no key"] = refused(llm, "persona_axis_change", None)
+            done["other weights"] = refused(llm, "reload_weights", weights_path="/no/such/model")
+        llm.collective_rpc("reload_weights")
+        llm.reset_prefix_cache()
+        done["reloaded"] = ask()
+        llm.collective_rpc("persona_axis_change", args=(None, os.environ["PERSONA_AXIS_ADMIN_KEY"]))
         llm.reset_prefix_cache()
         done["without"] = ask()
     return done
+
+
+def refused(llm: Any, method: str, *args: Any, **kwargs: Any) -> str:
+    """What the engine says to a call that a worker refuses, or "" if it does not."""
+    try:
+        llm.collective_rpc(method, args=args, kwargs=kwargs)
+    except Exception as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

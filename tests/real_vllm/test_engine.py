@@ -35,6 +35,8 @@ def test_greedy_tokens_equal_transformers_under_the_cap(
         assert (row["tokens"], row["capped"]) == (len(values), int(outside.sum())), row
         assert row["mean_correction"] == pytest.approx((4.0 - values[outside]).mean().item(), rel=1e-3)
     assert "No such file" in done["refused"][0]
+    assert "PERSONA_AXIS_ADMIN_KEY" in done["no key"] and "restart instead" in done["other weights"]
+    assert done["reloaded"] == with_cap  # the same checkpoint again
 
 
 @pytest.mark.parametrize("split", ["tensor_parallel_size", "pipeline_parallel_size"])

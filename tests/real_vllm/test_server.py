@@ -80,7 +80,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Se
         process = subprocess.Popen(command, env=told, stdout=log, stderr=log)
         try:
             made = Server(f"http://127.0.0.1:{port}", process, cap, folder / "log")
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 900
             while True:
                 assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-6000:]
                 try:

@@ -318,3 +318,15 @@ class TestRefused:
         monkeypatch.setattr(Attached, "hold", lambda self, layer, h: (hold(self, layer, h), h)[1])
         with pytest.raises(CapError, match="does not change the model's logits"):
             attach(model, cap_at(1))
+
+
+def test_layers_run_around_the_model_are_held_and_counted_whole(llama: Any) -> None:
+    """`forward` called by hand is no run: the padding of the one before it says nothing about it."""
+    with attach(llama, cap_at(1)) as handle:
+        logits(llama, mask=MASK)
+        assert handle.stats()[0].tokens == REAL
+        for tokens, shape in ((3, (1, 3)), (27, (3, 9)), (14, (2, 7))):
+            before = handle.stats()[0].tokens
+            with torch.no_grad():
+                llama.model.forward(input_ids=torch.ones(shape, dtype=torch.long))
+            assert handle.stats()[0].tokens == before + tokens

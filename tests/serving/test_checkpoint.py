@@ -62,6 +62,23 @@ def test_other_weights_are_another_model_unless_they_are_allowed(saved: Callable
     Checkpoint.read(str(folder)).require(cap, ("weights",))
 
 
+def test_files_are_looked_at_again_where_another_model_cannot_be_made(
+    saved: Callable[..., Made], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cap = saved("gpt_neox")
+    checkpoint = Checkpoint.read(str(folder))
+    # As vLLM does to a class of transformers that it runs itself.
+    monkeypatch.setattr("transformers.GPTNeoXModel.__init__", lambda *_: pytest.fail("made anew"))
+    checkpoint.again().require(cap)
+    held = load_file(folder / "model.safetensors")
+    save_file({name: value + 1 for name, value in held.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(AxisMismatchError, match="weights fingerprint"):
+        checkpoint.again().require(cap)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="only safetensors"):
+        checkpoint.again().require(cap)
+
+
 def test_another_chat_template_is_told(saved: Callable[..., Made]) -> None:
     folder, cap = saved(chat_template_sha256="0" * 64)
     with pytest.raises(AxisMismatchError, match="chat template"):

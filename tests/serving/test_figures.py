@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -63,21 +64,23 @@ def test_cleared_figures_start_again() -> None:
     assert [(row.tokens, row.capped) for row in figures.read()] == [(5, 0), (5, 5)]
 
 
-def test_what_waits_is_bounded_in_steps_and_in_tokens() -> None:
-    for tokens, most in ((1, 512), (3000, 12)):
-        figures = Figures((4, 7), torch.zeros(2), INF)
-        waiting = []
-        for _ in range(600):
-            figures.add(torch.ones(2, tokens))
-            waiting.append(len(figures._steps))
-        assert 0 < max(waiting) < most and min(waiting) == 0
-        assert [row.tokens for row in figures.read()] == [600 * tokens] * 2
+@pytest.mark.parametrize("sizes", [(1,), (3000,), (4096,), (4097,), (1, 4096, 2, 9000, 4095)])
+def test_what_waits_is_bounded_and_nothing_falls_between_two_blocks(sizes: tuple[int, ...]) -> None:
+    figures, total = Figures((4, 7), torch.tensor([3.0, -3.0]), INF), 0
+    for i in range(600):
+        tokens = sizes[i % len(sizes)]
+        figures.add(torch.ones(2, tokens))
+        total += tokens
+        assert figures._waiting <= figures._room.shape[1] < 5000
+        assert figures._waiting + figures._tokens == total
+    low, high = figures.read()
+    assert (low.tokens, low.capped, high.tokens, high.capped) == (total, total, total, 0)
 
 
 def test_a_graph_of_gradients_is_not_kept() -> None:
     figures = Figures((4,), torch.zeros(1), INF[:1])
     figures.add(torch.ones(3, requires_grad=True) * 2)
-    assert all(step.grad_fn is None for step in figures._steps)
+    assert figures._room.grad_fn is None and figures.read()[0].tokens == 3
 
 
 def test_many_small_moves_are_summed_as_exactly_as_few() -> None:
@@ -139,3 +142,14 @@ def test_prometheus_reads_them() -> None:
     assert found["persona_axis_capped_tokens_total", "7", None] == 0
     assert found["persona_axis_mean_correction", "4", None] == 2
     assert found["persona_axis_projection", "4", "50"] == pytest.approx(1, rel=0.02)
+
+
+def test_what_is_not_finite_is_counted_apart_and_spoils_nothing() -> None:
+    seen = torch.tensor([[0.0, math.nan, 5.0, -math.inf], [1.0, 1.0, math.inf, 1.0]])
+    figures = figures_of(seen, torch.tensor([3.0, 3.0]), parts=2)
+    low, high = figures.read()
+    assert (low.tokens, low.not_finite, low.capped, low.mean_correction) == (4, 2, 1, 3.0)
+    assert (high.tokens, high.not_finite, high.capped, high.mean_correction) == (4, 1, 3, 2.0)
+    assert low.percentiles[1] == pytest.approx(0, abs=0.01) and low.percentiles[99] == pytest.approx(5, rel=0.02)
+    json.dumps(as_json(figures.read()), allow_nan=False)
+    assert 'persona_axis_not_finite_tokens_total{layer="4"} 2' in prometheus(as_json(figures.read()))

@@ -28,7 +28,7 @@ from persona_axis._terminal import run
 from persona_axis.chat import ChatModel
 from persona_axis.cli import app as cli
 from persona_axis.errors import CapError, ServeError
-from persona_axis.sampling import Sampling
+from persona_axis.sampling import NucleusDraw, Sampling
 
 httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
@@ -40,7 +40,7 @@ from persona_axis.serving._app import app_of  # noqa: E402
 from persona_axis.serving._engine import Engine  # noqa: E402
 from persona_axis.serving._wire import Text  # noqa: E402
 from persona_axis.serving.attach import attach  # noqa: E402
-from persona_axis.serving.serve import Where, require_packages, serve  # noqa: E402
+from persona_axis.serving.serve import Where, config_of, require_packages, serve  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "what is rain ? how do you sleep ? the old bread is dark . be new ! "
@@ -56,14 +56,14 @@ class Up:
     """A server in a thread of this process."""
 
     def __init__(self, chat: ChatModel, cap: Cap | None, axis: Axis | None = None, *, key: str | None = None,
-                 limits: Limits = Limits(), longest_reply: int = 24) -> None:  # noqa: B008  # fmt: skip
+                 limits: Limits = Limits(), longest_reply: int = 24, head_seconds: float = 20.0) -> None:  # noqa: B008  # fmt: skip
         from persona_axis._meter import Ruler
 
         self.handle = None if cap is None else attach(chat.model, cap, template=chat.template.source)
         ruler = None if axis is None else Ruler.of(axis, [] if cap is None else [cap])
         self.engine = Engine(chat, self.handle, ruler, longest_prompt=48, longest_reply=longest_reply)
         self.app = app_of(self.engine, "tiny", limits, key)
-        config = uvicorn.Config(self.app, port=0, log_level="error", timeout_graceful_shutdown=5)
+        config = config_of(uvicorn, self.app, Where(port=0, drain=5), limits, head_seconds)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self._run)
 
@@ -272,12 +272,17 @@ class TestRefused:
         ({"temperature": "hot"}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p"),
         ({"seed": "x"}, 400, "seed"),
+        ({"seed": 2**64, "temperature": 1.0}, 400, "seed: expected a whole number of 64 bits"),
+        ({"temperature": 1e-30}, 400, "the lowest above it is 0.001"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": {}}]}]}, 400, "parts of type text"),
+        ({"messages": [{"role": "user", "content": LONG * 400}]}, 400, r"messages are \d{4,5} tokens"),
         ({"stop": ["a"] * 5}, 400, "one to four"),
         ({"stop": ""}, 400, "not empty"),
         ({"top_logprobs": 3}, 400, "together with logprobs"),
         ({"presence_penalty": 1}, 400, "presence_penalty: this server knows only 0"),
         ({"tools": [{}]}, 400, "tools"),
         ({"cap": "none"}, 400, "cap: this server does not know the field"),
+        ({"cap": None}, 400, "cap: this server does not know the field"),
         ({"persona_axis": {"cap": None}}, 400, "the cap is the server's"),
         ({"persona_axis": {"projection": 1}}, 400, "true or false"),
         ({"model": "another"}, 404, "serves 'tiny', not 'another'"),
@@ -291,11 +296,28 @@ class TestRefused:
     @pytest.mark.parametrize(("raw", "headers", "status"), [
         (b"{", {}, 400), (b"", {}, 400), (b"[]", {}, 400), (b"\xff\xfe", {}, 400), (b"[" * 100_000, {}, 400),
         (b"{}", {"content-type": "text/plain"}, 415), (b" " * (1 << 20) + b"{}", {}, 413),
-        (b"{}", {"x-persona-axis": "cap"}, 400), (b"{}", {"host": "evil.example"}, 403),
+        (b"{}", {"x-persona-axis": "cap"}, 400), (b"{}", {"host": "evil.example"}, 403), (b"{}", {"host": "["}, 403),
+        (b"{}", {"host": "localhost@evil.example"}, 403), (b"{}", {"host": "127.0.0.1.evil.example:80"}, 403),
+        (rb'{"messages": [{"role": "user", "content": "\ud800"}]}', {}, 400), (rb'{"\ud800": 1}', {}, 400),
     ])  # fmt: skip
     def test_bodies_that_are_none(self, up: Up, raw: bytes, headers: dict[str, str], status: int) -> None:
         answer = up.post(raw=raw, **headers)
         assert answer.status_code == status and answer.json()["error"]["message"]
+
+    def test_what_was_asked_is_not_repeated_without_end(self, up: Up) -> None:
+        for body in ({"x" * 99_999: 1}, {"model": "x" * 99_999}, {"persona_axis": {"x" * 99_999: 1}}):
+            assert len(up.post(body).text) < 1200
+
+    def test_every_name_of_this_machine_is_one(self, up: Up) -> None:
+        for host in ("localhost", "LOCALHOST:1234", "127.9.9.9", "[::1]:80"):
+            assert up.post(host=host).status_code == 200
+
+    def test_what_nobody_foresaw_is_told_in_the_same_shape(self, up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(up.engine, "room", lambda _: 1 // 0)
+        before = up.metrics().get(("persona_axis_requests_total", "500"), 0)
+        answer = up.post()
+        assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+        assert up.metrics()["persona_axis_requests_total", "500"] == before + 1 and up.running() == 0
 
     def test_paths_and_methods(self, up: Up) -> None:
         for method, path, status in (("GET", "/v1/chat/completions", 405), ("GET", "/load_model", 404)):
@@ -304,6 +326,16 @@ class TestRefused:
 
     def test_it_goes_on_afterwards(self, up: Up) -> None:
         assert up.post().status_code == 200 and up.running() == 0
+
+
+def _closed(connection: socket.socket) -> bool:
+    connection.settimeout(0.05)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
 
 
 class TestLimits:
@@ -377,6 +409,56 @@ class TestLimits:
             assert eventually(lambda: httpx.get(f"{up.url}/health").status_code == 503)
             armed.clear()
             assert up.post().status_code == 503
+
+    def test_who_cannot_draw_fails_alone(self, up: Up, monkeypatch: pytest.MonkeyPatch) -> None:
+        draw = NucleusDraw.__call__
+
+        def fail(self: NucleusDraw, ids: Any, scores: Any) -> Any:
+            if self.seed == 13:
+                raise RuntimeError("no such luck")
+            return draw(self, ids, scores)
+
+        monkeypatch.setattr(NucleusDraw, "__call__", fail)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda seed: up.post({"seed": seed, "temperature": 1.0}), (12, 13, 14, 15)))
+        assert [answer.status_code for answer in answers] == [200, 503, 200, 200]
+        assert "no token can be drawn for this reply: no such luck" in answers[1].text
+        assert httpx.get(f"{up.url}/health").status_code == 200 and not up.engine.draws.slots
+
+    def test_connections_that_ask_for_nothing_are_closed(self, chat: ChatModel) -> None:
+        with Up(chat_factory.chat(), None, limits=Limits(requests=2), head_seconds=0.5) as up:
+            port = int(up.url.rsplit(":", 1)[1])
+            silent = socket.create_connection(("127.0.0.1", port), timeout=10)
+            slow = socket.create_connection(("127.0.0.1", port), timeout=10)
+            began = time.monotonic()
+            with contextlib.suppress(OSError):
+                while time.monotonic() - began < 10:  # one byte of the head at a time
+                    slow.sendall(b"G")
+                    time.sleep(0.05)
+            assert 0.4 < time.monotonic() - began < 5
+            assert silent.recv(1) == b""
+            with httpx.Client() as kept:  # whoever asks again and again keeps a connection
+                for _ in range(6):
+                    assert kept.get(f"{up.url}/health").status_code == 200
+                    time.sleep(0.25)
+            many = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(100)]
+            assert sum(_closed(one) for one in many) >= 100 - (4 * 2 + 64)
+            for one in (*many, silent, slow):
+                one.close()
+            assert eventually(lambda: listens(up.url))
+            huge = socket.create_connection(("127.0.0.1", port), timeout=10)
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    huge.sendall(b"GET / HTTP/1.1\r\n" if not _ else b"x-more: " + b"y" * 8000 + b"\r\n")
+            with contextlib.suppress(ConnectionError):
+                assert huge.recv(64).startswith(b"HTTP/1.1 400") or huge.recv(64) == b""
+            assert up.post().status_code == 200
+
+    def test_a_key_is_compared_byte_by_byte(self) -> None:
+        with Up(chat_factory.chat(), None, key="schlüssel") as up:
+            assert up.post(authorization="Bearer schlussel").status_code == 401
+            told = httpx.get(f"{up.url}/v1/models", headers={"authorization": "Bearer schlüssel".encode()})
+            assert told.status_code == 200
 
     def test_a_cap_that_does_not_act_in_the_engine_is_no_start(self, chat: ChatModel, cap: Cap) -> None:
         other = chat_factory.chat()
