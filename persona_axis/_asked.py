@@ -22,6 +22,16 @@ _TOLD = {
     "Held": "what hold(model, cap) gives",
     "Iterable": "a list",
     "Judge": "a judge (persona_axis.judges has some)",
+    "SignalJudge": "a judge of signals (persona_axis.judges.named gives one)",
+    "OutcomeJudge": "a judge of outcomes (persona_axis.outcomes has some)",
+    "CapabilityTest": "a test (persona_axis.capability has some)",
+    "Listener": "a Listener, such as Listener(alpha=2.0)",
+    "Context": "a Context of persona_axis.levers.ranking",
+    "Dialogue": "a Dialogue (persona_axis.bench.dialogues gives some)",
+    "Persona": "a Persona, such as Persona('You are a pirate.')",
+    "PersonaProbe": "a PersonaProbe (load_personas gives some)",
+    "DataFrame": "a table of pandas",
+    "str": "a text",
     "Lever": "a Cap, another lever or several (Axis.cap gives a Cap)",
     "Mapping": "a dict",
     "Options": "Options of persona_axis.extract",
@@ -36,6 +46,20 @@ def require(name: str, given: object, kind: type) -> None:
     """Raise `ArgumentError` unless `given` is of this kind."""
     if isinstance(given, type) or not isinstance(given, kind):
         raise ArgumentError(f"{name}: expected {_TOLD.get(kind.__name__, kind.__name__)}, got {shown(given)}")
+
+
+def require_each(name: str, given: Any, kind: type, error: type[PersonaAxisError] = ArgumentError) -> list[Any]:
+    """`given` as a list of things of this kind. Raises `error` for what is no list, such as one of them alone, and
+    says which is of another kind."""
+    if isinstance(given, (str, bytes, Mapping, type)) or not hasattr(given, "__iter__"):
+        told = _TOLD.get(kind.__name__, kind.__name__)
+        raise error(f"{name}: expected a list, each {told}, got {shown(given)}")
+    found = list(given)
+    for number, one in enumerate(found):
+        if isinstance(one, type) or not isinstance(one, kind):
+            told = _TOLD.get(kind.__name__, kind.__name__)
+            raise error(f"{name}[{number}]: expected {told}, got {shown(one)}")
+    return found
 
 
 def path_of(name: str, given: str | os.PathLike[str]) -> Path:

@@ -8,9 +8,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
+from persona_axis._asked import require, whole
 from persona_axis._follow import chosen_scripts
+from persona_axis.chat import ChatModel
 from persona_axis.conversations import Jailbreak, load_jailbreaks
 from persona_axis.errors import BenchError
 from persona_axis.organism import messages as m
@@ -20,9 +21,6 @@ from persona_axis.organism.truth import kind_of, persona_with_facts
 from persona_axis.organism.voices import ASSISTANT, archetypes, band
 from persona_axis.persona import Persona
 from persona_axis.persona_probes import load_personas
-
-if TYPE_CHECKING:
-    from persona_axis.chat import ChatModel
 
 DRIFT, PERSONAS, JAILBREAKS = "drift", "personas", "jailbreaks"
 SUITES = (DRIFT, PERSONAS, JAILBREAKS)
@@ -67,8 +65,10 @@ def dialogues(chat: ChatModel, count: int = 16, turns: int | None = None, seed: 
     Drift: scripts of the four domains, by turns. Personas: characters with facts in dialogues of 5 to 40 turns, in
     Troupe's world for Troupe, from probes/personas.jsonl for any other model. Jailbreaks: one request, in character.
     """
-    if count < 1 or (turns is not None and turns < 1):
-        raise BenchError(f"conversations and turns must be at least 1, got {count} and {turns}")
+    require("chat", chat, ChatModel)
+    whole("conversations", count, BenchError, 1)
+    if turns is not None:
+        whole("turns", turns, BenchError, 1)
     drift = [
         Dialogue(s.id, DRIFT, tuple(turn.text for turn in s.turns), HIMSELF, s.domain)
         for s in chosen_scripts(None, None, "held_out", count)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from persona_axis._asked import path_of, require, shown
+from persona_axis._asked import path_of, require, require_each, shown, whole
 from persona_axis._bench_course import Course
 from persona_axis._bench_dialogues import SUITES, Dialogue, check, dialogues
 from persona_axis._bench_levers import LEVERS, NONE, agent, require_known
@@ -27,9 +27,11 @@ from persona_axis._bench_tables import by_suite
 from persona_axis._tablefile import TableWriter
 from persona_axis.axis import Axis
 from persona_axis.calibration.units import Units
+from persona_axis.cap import Cap
 from persona_axis.capability import CapabilityTest, tasks_for
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ArgumentError, BenchError, CalibrationError
+from persona_axis.judges.questions import SignalJudge
 from persona_axis.judges.troupe import TroupeParser
 from persona_axis.levers.agents import Agent
 from persona_axis.levers.listener import Listener
@@ -37,9 +39,7 @@ from persona_axis.outcomes import OutcomeJudge, judge_for
 from persona_axis.sampling import Sampling
 
 if TYPE_CHECKING:
-    from persona_axis.cap import Cap
     from persona_axis.conversations import Conversation
-    from persona_axis.judges.questions import SignalJudge
 
 __all__ = [
     "COLUMNS", "LEVERS", "SUITES", "Agent", "Bench", "Dialogue", "Interrupted", "bench", "by_suite", "dialogues",
@@ -101,7 +101,20 @@ def bench(
         require("axis", axis, Axis)
         axis.require(chat.model, chat.template.source, (), chat.layers)
         layer = axis.recommended_layer if layer is None else layer
-    told = dialogues(chat, conversations, turns, seed) if given is None else list(given)
+    for name, one, kind in (
+        ("cap", cap, Cap), ("judge", judge, SignalJudge), ("outcomes", outcomes, OutcomeJudge),
+        ("test", test, CapabilityTest), ("listener", listener, Listener), ("sampling", sampling, Sampling),
+    ):  # fmt: skip
+        if one is not None:
+            require(name, one, kind)
+    require("progress", progress, Callable)  # type: ignore[arg-type]
+    whole("items", items, BenchError, 1)
+    whole("seed", seed, BenchError)
+    wanted = None if signals is None else require_each("signals", signals, str, BenchError)
+    told = (
+        dialogues(chat, conversations, turns, seed) if given is None
+        else require_each("given", given, Dialogue, BenchError)
+    )  # fmt: skip
     check(told)
     if chat.is_troupe:
         judge, outcomes = judge or TroupeParser(), outcomes or judge_for(chat)
@@ -111,10 +124,10 @@ def bench(
     levers = _checked(levers, axis)
     if axis is not None and cap is None and any(isinstance(name, str) and LEVERS[name][0] for name in levers):
         cap = axis.cap(floor="default_tokens:p25")
-    notes += left_out(signals, judge=judge, axis=axis, test=test)
+    notes += left_out(wanted, judge=judge, axis=axis, test=test)
     try:
         with Units.open(directory, notes.append) as units:
-            measures = Measures(chat, axis, layer, judge, outcomes, test, items, signals, seed, units)
+            measures = Measures(chat, axis, layer, judge, outcomes, test, items, wanted, seed, units)
             course = Course(measures, told, sampling, seed, progress)
             setup = course.setup(axis, cap, listener or Listener())
             for lever in levers:
@@ -135,6 +148,7 @@ def bench(
 def _checked(levers: Sequence[str | Agent], axis: Axis | None) -> list[str | Agent]:
     """The levers with "none" first. Raises `BenchError` before anything is held."""
     names = []
+    levers = require_each("levers", levers, object)
     for lever in levers:
         if not isinstance(lever, (str, Agent)):
             raise ArgumentError(f"levers: expected names and Agents, got {shown(lever)}")

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from persona_axis._asked import require, require_each
 from persona_axis._bands import footing
 from persona_axis._figure import ACCENT, DARK, LIGHT, canvas
 from persona_axis._shares import share
@@ -55,6 +56,7 @@ def pareto(table: DataFrame, model: str = "") -> Figure:
     A panel for each way to be consistent that the table has, in a row for each price; bars are 95% intervals over
     conversations (over items for capability). Raises `BenchError` for a table with none of them.
     """
+    _require_table("table", table, ("lever", "suite", "signal", "value", "difference"))
     known = table[table["difference"].notna()]
     there = set(zip(known["suite"], known["signal"], strict=True))
     gains = [gain for gain in GAINS if (gain.suite, gain.signal) in there]
@@ -90,6 +92,14 @@ def pareto(table: DataFrame, model: str = "") -> Figure:
             title=footing(figure, f"{foot}; model: {model}" if model else foot), title_fontsize=7.5,
         )  # fmt: skip
     return figure
+
+
+def _require_table(name: str, given: Any, columns: Sequence[str]) -> None:
+    from pandas import DataFrame
+
+    require(name, given, DataFrame)
+    if missing := [column for column in columns if column not in given]:
+        raise BenchError(f"{name}: this is no table of a bench, it has no column {missing[0]!r}")
 
 
 def _panel(ax: Axes, known: DataFrame, gain: Gain, price: str, looks: dict[str, tuple[str, str]]) -> None:
@@ -145,6 +155,8 @@ def by_turn(rows: DataFrame, levers: Sequence[str], model: str = "", least: int 
     Left the share of replies that read as the Assistant (drift), right those in the character's voice (personas). Turns
     that fewer than `least` conversations reach are left out. Raises `BenchError` for levers without such rows.
     """
+    _require_table("rows", rows, ("lever", "suite", "signal", "conversation", "turn", "value"))
+    levers = require_each("levers", levers, str, BenchError)
     known = rows[(rows["signal"] == "adherence") & rows["value"].notna() & rows["lever"].isin(list(levers))]
     suites = [gain for gain in GAINS if gain.signal == "adherence" and gain.suite in set(known["suite"])]
     if not suites:

@@ -13,7 +13,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,7 @@ class Scores(NamedTuple):
         return Scores(self.values + more.values, self.parts + more.parts)
 
 
+@runtime_checkable
 class CapabilityTest(Protocol):
     """A list of items that is the same every time; `at` says which of them to ask."""
 

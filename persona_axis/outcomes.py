@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from persona_axis.errors import JudgeError
 from persona_axis.organism import TROUPE_VERSION
@@ -43,6 +43,7 @@ class Outcome:
     answered: bool | None = None
 
 
+@runtime_checkable
 class OutcomeJudge(Protocol):
     """Reads outcomes off replies. `name` goes into results and says which judge, with which settings."""
 

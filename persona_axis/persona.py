@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from persona_axis._asked import path_of, require, require_each
 from persona_axis._records import json_object
 from persona_axis.conversations import Conversation
 from persona_axis.errors import ConversationError
@@ -27,6 +28,8 @@ class Fact:
     answer: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("statement", "question", "answer"):
+            require(name, getattr(self, name), str)
         if bool(self.question) != bool(self.answer):
             raise ConversationError(
                 f"fact {self.statement!r}: a question needs the answer that is known, and an answer its question"
@@ -40,6 +43,12 @@ class Persona:
     description: str
     facts: tuple[Fact, ...] = ()
     role: str | None = None
+
+    def __post_init__(self) -> None:
+        require("description", self.description, str)
+        require_each("facts", self.facts, Fact)
+        if self.role is not None:
+            require("role", self.role, str)
 
     @property
     def text(self) -> str:
@@ -82,7 +91,11 @@ def persona_of(personas: Personas, conversation: Conversation) -> Persona | None
     if isinstance(personas, Persona):
         return personas
     if personas is not None:
-        return personas.get(conversation.id)
+        require("personas", personas, Mapping)
+        found = personas.get(conversation.id)
+        if found is not None:
+            require(f"personas[{conversation.id!r:.40}]", found, Persona)
+        return found
     told = next((m["content"] for m in conversation.messages if m["role"] == "system"), "")
     return Persona(told) if told.strip() else None
 
@@ -106,7 +119,7 @@ def read_personas(path: str | Path) -> Persona | dict[str, Persona]:
     """
     found: dict[str | None, Persona] = {}
     try:
-        lines = Path(path).read_bytes().splitlines()
+        lines = path_of("path", path).read_bytes().splitlines()
     except OSError as error:
         raise ConversationError(f"cannot read {path}: {error.strerror}") from error
     for number, line in enumerate(lines, 1):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from persona_axis._asked import path_of
 from persona_axis._records import Seen, check_keys, checked_text, records, text_of
 from persona_axis.errors import ConversationError, ProbeError
 from persona_axis.judges.questions import RATINGS, Rubric
@@ -42,7 +43,7 @@ def load_personas(dir: str | Path | None = None) -> tuple[PersonaProbe, ...]:
     `questions`, an object with the five `TASKS` and one question or more of each. Raises `ProbeError` with file and
     line for anything else, and for a name or question said twice.
     """
-    path = (probes_path() if dir is None else Path(dir)) / "personas.jsonl"
+    path = (probes_path() if dir is None else path_of("dir", dir)) / "personas.jsonl"
     names, asked, found = Seen("persona"), Seen("question"), []
     for where, record in records(path, ("name", "description", "facts", "settings", "questions")):
         name = text_of(record, "name", where)
@@ -64,7 +65,7 @@ def load_rubrics(dir: str | Path | None = None) -> dict[str, Rubric]:
 
     Raises `ProbeError` with file and line.
     """
-    path = (probes_path() if dir is None else Path(dir)) / "rubrics.jsonl"
+    path = (probes_path() if dir is None else path_of("dir", dir)) / "rubrics.jsonl"
     keys = ("task", "asks", "meanings", "example_persona", "example_question", "examples")
     found, where = {}, f"{path}:1"
     for where, record in records(path, keys):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from persona_axis._asked import require
+from persona_axis._asked import shown
 from persona_axis._judge_names import ALL, OF_ROLES, OF_SIGNALS, unfit
 from persona_axis.chat import ChatModel
 from persona_axis.errors import JudgeError
@@ -60,8 +60,8 @@ def named(
     `model`, and the settings of `NliJudge.load`. Raises `JudgeError` for a name that is none or what is missing, and
     what the judge raises.
     """
-    if name not in _MAKERS:
-        raise JudgeError(f"no judge is called {name!r:.60}: there are {', '.join(NAMES)}")
+    if not isinstance(name, str) or name not in _MAKERS:
+        raise JudgeError(f"no judge is called {shown(name)}: there are {', '.join(NAMES)}")
     return _MAKERS[name](_Given(model, chat, probes, settings))
 
 
@@ -87,7 +87,6 @@ def default_judge(chat: ChatModel) -> Judge:
 def _listener(given: _Given) -> ListenerJudge:
     if given.chat is None:
         raise JudgeError("judge listener needs the model that it listens with: pass chat, or name it with --model")
-    require("chat", given.chat, ChatModel)
     return ListenerJudge.of(given.chat, load_probes() if given.probes is None else given.probes, **given.settings)
 
 

@@ -14,15 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from persona_axis._asked import require, whole
+from persona_axis.chat import ChatModel
 from persona_axis.errors import JudgeError
 from persona_axis.judges.base import Judged
 from persona_axis.judges.questions import Fits, Question, cannot
+from persona_axis.probes import Probes
 
 if TYPE_CHECKING:
-    from persona_axis.chat import ChatModel
     from persona_axis.levers.hearing import Heard
     from persona_axis.levers.worlds import Worlds
-    from persona_axis.probes import Probes
 
 OTHERS = 2
 """Other roles that a role is told from, beside the default."""
@@ -61,7 +62,10 @@ class ListenerJudge:
     batch: int = 64
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
+        require("chat", self.chat, ChatModel)
+        whole("others", self.others, JudgeError)
+        whole("batch", self.batch, JudgeError, 1)
+        if not isinstance(self.threshold, (int, float)) or not 0 < self.threshold < 1:
             raise JudgeError(f"threshold must lie between 0 and 1, got {self.threshold!r}")
         if len(self.roles) <= self.others or self.others < 0:
             raise JudgeError(
@@ -75,7 +79,8 @@ class ListenerJudge:
 
         Without a `threshold` it is chance, 1 of all worlds.
         """
-        bound = 1 / (others + 2) if threshold is None else threshold
+        require("probes", probes, Probes)
+        bound = 1 / (whole("others", others, JudgeError, 0) + 2) if threshold is None else threshold
         count, there = others + 1, len(probes.roles)
         spread = dict.fromkeys((2 * i + 1) * there // (2 * count) for i in range(count))
         return cls(chat, tuple((probes.roles[i].name, probes.roles[i].prompts[0]) for i in spread), others, bound)

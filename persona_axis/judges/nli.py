@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from persona_axis._asked import path_of
 from persona_axis.errors import JudgeError
 from persona_axis.judges.questions import Agrees, Answers, Conflicts, Fits, Question, cannot
 
@@ -53,6 +54,7 @@ class NliJudge:
         """By local directory or hub name. Raises `JudgeError`."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        path = str(path_of("path", path))
         try:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)

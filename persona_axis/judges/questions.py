@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from persona_axis._asked import require
 from persona_axis.errors import JudgeError
 from persona_axis.persona import Persona
 
@@ -153,6 +154,7 @@ def cannot(judge: SignalJudge, kind: type) -> JudgeError:
 
 
 def _answered(judge: SignalJudge, questions: Sequence[Question]) -> list[Any]:
+    require("judge", judge, SignalJudge)
     if not questions:
         return []
     try:

@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from persona_axis._asked import require
 from persona_axis.errors import BenchError
-from persona_axis.levers import Levers, entered
+from persona_axis.levers import Levers, entered, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +39,14 @@ class Agent:
     """Replies to conversations (as they are told), one each, with a sampling and a seed; None: `ChatModel.generate`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """All that it is made of, as JSON: results that are kept belong to a name with these facts."""
+
+    def __post_init__(self) -> None:
+        require("name", self.name, str)
+        listed(self.lever)
+        for name in ("told", "speak"):
+            if getattr(self, name) is not None:
+                require(name, getattr(self, name), Callable)  # type: ignore[arg-type]
+        require("facts", self.facts, Mapping)
 
     def replies(self, chat: ChatModel, chats: Sequence[Messages], sampling: Sampling, seed: int) -> list[str]:
         """One reply to each conversation, drawn as one batch.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from persona_axis._asked import require, require_each, require_messages, whole
 from persona_axis.errors import ListenerError
 from persona_axis.levers.hearing import log_s1, next_tokens, posterior, reply_ids
 from persona_axis.levers.listener import Listener
@@ -62,6 +63,7 @@ def confusable(
     `reply` is what the base model says to `messages` (or what it said before); the posterior is that over the persona
     and all candidates at once. Costs a reading of the reply in every world.
     """
+    require_messages(messages)
     others = _others(persona_of(messages), candidates, count)
     (found,) = posterior(chat, [persona_worlds(messages, others)], [reply], listener, batch)
     if not found.ids:
@@ -95,6 +97,7 @@ class Learned:
 
     def learn(self, messages: Messages, gains: Mapping[str, float]) -> Learned:
         """This memory with a context and how much each distractor helped in it (`gain_of`); the best is kept."""
+        require("gains", gains, Mapping)
         if not gains:
             raise ListenerError("no distractor was tried in this context: give the gain of at least one")
         best, key, now = max(gains, key=gains.__getitem__), self._key(messages), self.clock + 1
@@ -114,6 +117,7 @@ class Learned:
 
         Raises `ListenerError` where fewer are known that are not the persona itself.
         """
+        whole("count", count, ListenerError, 1)
         key, persona = self._key(messages), persona_of(messages)
         near = sorted(self.kept, key=lambda k: -likeness(key, k.key))
         found = list(dict.fromkeys(k.distractor for k in near if not same_persona(k.distractor, persona)))
@@ -122,6 +126,7 @@ class Learned:
         return found[:count]
 
     def _key(self, messages: Messages) -> Weights:
+        require_messages(messages)
         return weights_of(" ".join(m["content"] for m in messages), self.rarity)
 
 
@@ -129,6 +134,8 @@ def gain_of(
     chat: ChatModel, messages: Messages, said: str, candidates: Sequence[str], listener: Listener, batch: int = 32
 ) -> dict[str, float]:
     """How much each candidate as the only distractor raises the log-probability of `said` (nats) over the base's."""
+    require_messages(messages)
+    require("listener", listener, Listener)
     others = _others(persona_of(messages), candidates, 1)
     ids = reply_ids(chat, messages, said)
     (prompts,) = encode_worlds(chat, [persona_worlds(messages, others)], room=len(ids))
@@ -143,6 +150,7 @@ def gain_of(
 
 def rarity_of(texts: Sequence[str]) -> dict[str, float]:
     """How much a word tells, by word: log((1 + texts) / (1 + texts that have it)) + 1."""
+    texts = require_each("texts", texts, str, ListenerError)
     seen = Counter(word for text in texts for word in set(_words(text)))
     return {word: math.log((1 + len(texts)) / (1 + n)) + 1 for word, n in seen.items()}
 
@@ -160,10 +168,9 @@ def likeness(a: Weights, b: Weights) -> float:
 
 def _others(persona: str, candidates: Sequence[str], count: int) -> list[str]:
     """The candidates that are not the persona, each once."""
-    if count < 1:
-        raise ListenerError(f"count must be at least 1, got {count}")
-    if isinstance(candidates, str):
-        raise ListenerError("the candidates are one text: give a list of personas")
+    require("persona", persona, str)
+    whole("count", count, ListenerError, 1)
+    candidates = require_each("candidates", candidates, str, ListenerError)
     others = [other for other in dict.fromkeys(candidates) if not same_persona(other, persona)]
     if len(others) < count:
         raise ListenerError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from persona_axis._asked import require, require_each, whole
 from persona_axis._memory import unfit_cache
 from persona_axis.errors import ListenerError
 from persona_axis.levers.listener import Listener, log_s0_of, undecided
@@ -58,7 +59,15 @@ def posterior(
     Its alpha has no part in this. `batch` is how many worlds are read at once. Raises `ListenerError` as
     `encode_worlds` does and unless there are as many replies as conversations.
     """
-    listener = listener or Listener()
+    from persona_axis.chat import ChatModel
+
+    require("chat", chat, ChatModel)
+    listener = Listener() if listener is None else listener
+    require("listener", listener, Listener)
+    whole("batch", batch, ListenerError, 1)
+    worlds, replies = (
+        require_each(name, given, Sequence, ListenerError) for name, given in (("worlds", worlds), ("replies", replies))
+    )
     if len(worlds) != len(replies):
         raise ListenerError(f"{len(replies)} replies to {len(worlds)} conversations: give one to each")
     pairs = zip(worlds, replies, strict=True)

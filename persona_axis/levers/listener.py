@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from persona_axis._asked import require
 from persona_axis.errors import ListenerError
 from persona_axis.sampling import Sampling
 
@@ -165,8 +166,11 @@ def generate(
     from persona_axis.chat import Generated
     from persona_axis.levers.worlds import encode_worlds
 
-    sampling = sampling or Sampling()
+    sampling = Sampling() if sampling is None else sampling
+    listener = Listener() if listener is None else listener
+    require("sampling", sampling, Sampling)
+    require("listener", listener, Listener)
     rows = encode_worlds(chat, worlds, room=sampling.max_new_tokens)
-    speaker = Speaker(listener or Listener(), len(rows), len(rows[0]), sampling.processors())
+    speaker = Speaker(listener, len(rows), len(rows[0]), sampling.processors())
     ids = chat.generate_ids([p for row in rows for p in row], sampling, seed, processors=[speaker])[:: len(rows[0])]
     return Generated(chat.decode(ids), ids)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from persona_axis import _statistics as statistics
+from persona_axis._asked import require, require_each, require_messages, whole
 from persona_axis._statistics import Estimate
 from persona_axis.errors import ListenerError
 from persona_axis.levers.hearing import continuations, log_s1, reply_ids
@@ -43,6 +44,13 @@ class Context:
     distractors: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        require("persona", self.persona, str)
+        require("candidates", self.candidates, Mapping)
+        for kind, given in self.candidates.items():
+            require_each(f"candidates[{kind!r:.40}]", given, str, ListenerError)
+        require_each("distractors", self.distractors, str, ListenerError)
+        if self.said:
+            require_messages(self.said)
         if not self.persona.strip():
             raise ListenerError("the persona is empty: without facts nothing can contradict it")
         if not self.said or self.said[-1]["role"] != "user":
@@ -117,6 +125,12 @@ def rank(
     `done` is told after each context how many are. Raises `ListenerError`, with the context's number, where one has no
     distractors, or what `encode_worlds` refuses.
     """
+    from persona_axis.chat import ChatModel
+
+    require("chat", chat, ChatModel)
+    contexts = require_each("contexts", contexts, Context, ListenerError)
+    listeners = require_each("listeners", listeners, Listener, ListenerError)
+    whole("batch", batch, ListenerError, 1)
     if not contexts or not listeners:
         raise ListenerError("nothing to rank: give at least one context and one listener")
     found: list[list[Place]] = [[] for _ in listeners]

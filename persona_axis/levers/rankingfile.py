@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from persona_axis._asked import path_of
 from persona_axis._records import json_object
 from persona_axis.errors import ListenerError
 from persona_axis.levers.ranking import KINDS, Context
@@ -29,7 +29,7 @@ _SPEAKERS = ("user", "assistant")
 def load_contexts(path: str | os.PathLike[str]) -> list[Context]:
     """Every context of a file, in its order. Raises `ListenerError` with the file and the line."""
     try:
-        lines = Path(path).read_bytes().splitlines()
+        lines = path_of("path", path).read_bytes().splitlines()
     except OSError as error:
         raise ListenerError(f"cannot read {path}: {error.strerror}") from error
     found = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from persona_axis._asked import require, require_each, require_messages
 from persona_axis._windows import context_limit
 from persona_axis.errors import ListenerError
 
@@ -21,6 +22,8 @@ def persona_worlds(messages: Messages, distractors: Sequence[str]) -> list[list[
 
     Raises `ListenerError` without distractors, and for one that is the persona itself.
     """
+    require_messages(messages)
+    distractors = require_each("distractors", distractors, str, ListenerError)
     own, rest = persona_of(messages), [m for m in messages if m["role"] != "system"]
     _refuse_none(distractors, "distractor")
     for i, other in enumerate(distractors):
@@ -39,11 +42,15 @@ def history_worlds(messages: Messages, histories: Sequence[Messages]) -> list[li
     left out. Raises `ListenerError` without histories, for one that is the conversation's own, and for one that does
     not end with a reply.
     """
+    require_messages(messages)
+    histories = require_each("histories", histories, Sequence, ListenerError)
     system = [m for m in messages if m["role"] == "system"]
     said = [m for m in messages if m["role"] != "system"]
     _refuse_none(histories, "history")
     worlds: list[list[Mapping[str, str]]] = [list(messages)]
     for i, history in enumerate(histories):
+        if len(history):
+            require_messages(history, f"history {i}: ")
         other = [m for m in history if m["role"] != "system"]
         if other and other[-1]["role"] != "assistant":
             raise ListenerError(f"history {i} ends with the {other[-1]['role']}: it must end with a reply, or be empty")
@@ -70,6 +77,10 @@ def encode_worlds(chat: ChatModel, worlds: Sequence[Worlds], room: int | None = 
     true one does), where conversations have different numbers of worlds, and where a world and `room` more tokens are
     longer than the model can read (`room` None: that is not asked).
     """
+    from persona_axis.chat import ChatModel
+
+    require("chat", chat, ChatModel)
+    worlds = require_each("worlds", worlds, Sequence, ListenerError)
     if not worlds:
         raise ListenerError("no conversations: give at least one, in its worlds")
     counts = [len(row) for row in worlds]
@@ -102,7 +113,5 @@ def encode_worlds(chat: ChatModel, worlds: Sequence[Worlds], room: int | None = 
 
 
 def _refuse_none(given: Sequence[object], what: str) -> None:
-    if isinstance(given, str):
-        raise ListenerError(f"one {what} was given as bare text: give a list")
     if not given:
         raise ListenerError(f"no {what}: a listener needs at least one other world to tell the true one from")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from persona_axis._asked import require
 from persona_axis.judges.questions import Agrees, SignalJudge, chances
 from persona_axis.levers.agents import Agent
 from persona_axis.persona import Personas, persona_of
@@ -43,8 +44,12 @@ def fact_consistency(
     the levers raise. (Abdulhai et al. 2025, arXiv 2511.00222.)
     """
     from persona_axis._asking import ask
+    from persona_axis.chat import ChatModel
     from persona_axis.drift import context_limit
 
+    require("chat", chat, ChatModel)
+    require("judge", judge, SignalJudge)
+    require("sampling", sampling, Sampling)
     branches, told = [], []
     for one in opened(conversations):
         persona = persona_of(personas, one)

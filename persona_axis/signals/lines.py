@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+from persona_axis._asked import shown, whole
 from persona_axis.conversations import Conversation, check_messages
-from persona_axis.errors import SignalError
+from persona_axis.errors import ConversationError, SignalError
 
 Given: TypeAlias = Iterable[Conversation | Sequence[Mapping[str, str]]]
 _WORD = re.compile(r"\w+(?:'\w+)*")
@@ -31,6 +32,8 @@ def opened(conversations: Given) -> list[Conversation]:
 
     Raises `ConversationError`, and `SignalError` where two have one id: an interval could not tell them apart.
     """
+    if isinstance(conversations, (str, bytes, Mapping, Conversation)) or not hasattr(conversations, "__iter__"):
+        raise ConversationError(f"expected a list of conversations, got {shown(conversations)}")
     found = []
     for number, one in enumerate(conversations, 1):
         name = f"conversation {number}"
@@ -56,7 +59,6 @@ def lines(conversation: Conversation) -> list[Line]:
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     """Runs of n words in lower case, without punctuation, in order. Raises `SignalError` for n < 1."""
-    if n < 1:
-        raise SignalError(f"n-grams have at least 1 word, got n={n}")
+    whole("n", n, SignalError, 1)
     words = _WORD.findall(text.lower())
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

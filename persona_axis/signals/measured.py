@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from persona_axis._asked import require
 from persona_axis._layout import text_config
+from persona_axis.axis import Axis
+from persona_axis.capability import CapabilityTest
+from persona_axis.chat import ChatModel
 from persona_axis.conversations import Conversation
 from persona_axis.drift import context_limit, trajectories
 from persona_axis.signals.lines import Given, Line, lines, opened
 from persona_axis.signals.table import Row, Signal, signal
 
 if TYPE_CHECKING:
-    from persona_axis.axis import Axis
-    from persona_axis.capability import CapabilityTest
-    from persona_axis.chat import ChatModel
     from persona_axis.levers import Levers
 
 _LOGITS_AT_ONCE = 1 << 28  # in one batch, padding included: they are most of its memory
@@ -30,6 +31,8 @@ def projection(
 
     In units of the residual stream, unbounded; a reply without tokens is not judged. Raises what `trajectory` raises.
     """
+    require("chat", chat, ChatModel)
+    require("axis", axis, Axis)
     at = axis.recommended_layer if layer is None else layer
     told = [one for one in opened(conversations) if lines(one)]
     rows = []
@@ -50,6 +53,7 @@ def relevance(
     without tokens, a line nobody asked for, a conversation longer than the model's context. Raises `ModelError` and
     what the levers raise.
     """
+    require("chat", chat, ChatModel)
     told = [(one, line) for one in opened(conversations) for line in lines(one) if after is None or line.turn in after]
     texts = [_both(one, line) if line.message else None for one, line in told]
     encoded = [None if both is None else [chat.encode_turns(messages) for messages in both] for both in texts]
@@ -78,6 +82,8 @@ def capability(
 ) -> Signal:  # fmt: skip
     """A row an item of a capability test, in [0, 1], as if each item were a conversation of one turn; the domain is
     the part of the test. Raises what the test raises."""
+    require("chat", chat, ChatModel)
+    require("test", test, CapabilityTest)
     scores = test.scores(chat, lever, split, range(items), seed)
     rows = [
         Row(Conversation(f"item {i}", (), part, split), 1, value)

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from persona_axis._asked import require, require_each, whole
 from persona_axis._shares import NOTHING, average
 from persona_axis._statistics import FEWEST, Estimate, bootstrap
+from persona_axis.chat import ChatModel
 from persona_axis.conversations import Conversation
 from persona_axis.errors import SignalError
 from persona_axis.judges.agreement import correlated, kappa
@@ -29,7 +31,6 @@ from persona_axis.sampling import Sampling
 from persona_axis.signals.table import Row, Signal, signal
 
 if TYPE_CHECKING:
-    from persona_axis.chat import ChatModel
     from persona_axis.levers import Levers
 
 TOLD = ("own", "shuffled", "nobody")
@@ -131,6 +132,10 @@ def persona_score(
     """
     from persona_axis._asking import ask
 
+    require("chat", chat, ChatModel)
+    require("sampling", sampling, Sampling)
+    probes = require_each("probes", probes, PersonaProbe, SignalError)
+    judges = require_each("judges", judges, SignalJudge, SignalError)
     _check(probes, judges, told, questions, instruction)
     known = load_rubrics() if rubrics is None else rubrics
     names = _told(probes, told, seed)
@@ -166,7 +171,7 @@ def _told(probes: Sequence[PersonaProbe], told: str, seed: int) -> dict[str, Per
 def _check(
     probes: Sequence[PersonaProbe], judges: Sequence[SignalJudge], told: str, questions: int | None, instruction: str
 ) -> None:
-    if told not in TOLD:
+    if not isinstance(told, str) or told not in TOLD:
         raise SignalError(f"told={told!r}: expected {', '.join(TOLD)}")
     names = [probe.name for probe in probes]
     if not names or len(set(names)) < len(names):
@@ -175,7 +180,8 @@ def _check(
         raise SignalError("one persona alone cannot be shuffled: give two or more")
     if not judges or len({judge.name for judge in judges}) < len(judges):
         raise SignalError("the persona score needs a judge, better two, of different names")
-    if questions is not None and questions < 1:
-        raise SignalError(f"questions must be at least 1, got {questions}")
+    if questions is not None:
+        whole("questions", questions, SignalError, 1)
+    require("instruction", instruction, str)
     if instruction.count("{}") != 1:
         raise SignalError(f"the instruction needs one {{}} for the persona's text, got {instruction!r:.80}")

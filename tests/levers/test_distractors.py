@@ -76,8 +76,8 @@ class TestLearned:
 BAD: dict[str, tuple[Callable[[ChatModel], object], str]] = {
     "zero candidates": (lambda c: at_random(OWN, []), "2 distractors asked for, and of 0 candidates 0"),
     "only itself": (lambda c: similar(OWN, ["Be ghost  .", "be tutor ."]), "of 2 candidates 1 are not the persona"),
-    "none asked": (lambda c: at_random(OWN, POOL, 0), "count must be at least 1, got 0"),
-    "one text": (lambda c: at_random(OWN, "be tutor ."), "give a list of personas"),
+    "none asked": (lambda c: at_random(OWN, POOL, 0), "count must be at least 1 and a whole number, got 0"),
+    "one text": (lambda c: at_random(OWN, "be tutor ."), "candidates: expected a list, each a text, got 'be tutor .'"),
     "nothing said": (lambda c: similar(" ", POOL), "the persona has no words"),
     "empty reply": (lambda c: confusable(c, asked(), "", POOL), "the reply is empty"),
     "no memory": (lambda c: Learned({}).choose(asked()), "2 distractors asked for, the memory knows 0"),

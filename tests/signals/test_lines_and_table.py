@@ -34,7 +34,7 @@ def test_conversations_are_told_apart() -> None:
 def test_ngrams() -> None:
     assert ngrams("Don't stop, don't!", 2) == [("don't", "stop"), ("stop", "don't")]
     assert ngrams("one", 2) == ngrams("", 1) == []
-    with pytest.raises(SignalError, match="at least 1 word"):
+    with pytest.raises(SignalError, match="n must be at least 1 and a whole number, got 0"):
         ngrams("a b", 0)
 
 

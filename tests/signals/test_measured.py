@@ -74,14 +74,17 @@ def test_what_has_no_relevance_is_unjudged(chat: ChatModel) -> None:
     assert relevance(chat, [EMPTY]).rows == 0
 
 
-def test_capability_is_the_tests_own_scores() -> None:
+def test_capability_is_the_tests_own_scores(chat: ChatModel) -> None:
     class Half:
         name = "half"
+
+        def facts(self, split, at, seed) -> dict[str, str]:
+            return {}
 
         def scores(self, chat, lever, split, at, seed) -> Scores:
             return Scores(tuple(i % 2 * 1.0 for i in at), ("x",) * len(at))
 
-    found = capability(None, Half(), 10)  # type: ignore[arg-type]
+    found = capability(chat, Half(), 10)
     assert found.estimate.value == 0.5 and found.rows == 10 and found.estimate.low < 0.5 < found.estimate.high
 
 
