@@ -264,7 +264,7 @@ BAD: dict[str, tuple[Callable[[ChatModel], object], str]] = {
     "prior": (lambda c: Listener(1.0, 1.0, "first"), "one of posterior, uniform, last, got 'first'"),  # type: ignore[arg-type]
     "persona": (lambda c: persona_worlds(asked(), ["Be  ghost ."]), "distractor 0 is the persona itself"),
     "no distractor": (lambda c: persona_worlds(asked(), []), "no distractor: a listener needs at least one"),
-    "bare text": (lambda c: persona_worlds(asked(), "be tutor ."), "distractors: expected a list, each a text, got 'be tutor .'"),
+    "bare text": (lambda c: persona_worlds(asked(), "be tutor ."), "distractors: expected a list, each a text, got"),
     "one world": (lambda c: generate(c, [[asked()]]), "conversation 0 has 1 world"),
     "no conversation": (lambda c: generate(c, []), "no conversations"),
     "uneven": (lambda c: generate(c, [several()[0], several()[1][:2]]), "conversation 1 has 2"),
