@@ -166,11 +166,13 @@ def extract_traits(
     if options.roles is not None:
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
     refuse_replacing(out, "persona-traits")
-    poles = as_roles(traits, probes, options.prompts)
-    if (most := options.prompts * options.questions) < options.min_accepted:
+    pairs = options.prompts or min((len(trait.positive) for trait in traits), default=0)
+    questions = options.questions or len(probes.questions)
+    poles = as_roles(traits, probes, pairs)
+    if (most := pairs * questions) < options.min_accepted:
         raise ExtractionError(
-            f"min_accepted={options.min_accepted}, but a pole of a trait gets only {most} replies ({options.prompts} "
-            f"instructions x {options.questions} questions): no trait would have a vector; ask more questions, or "
+            f"min_accepted={options.min_accepted}, but a pole of a trait gets only {most} replies ({pairs} "
+            f"instructions x {questions} questions): no trait would have a vector; ask more questions, or "
             f"lower min_accepted (--min-accepted) to {most} or less"
         )
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
@@ -303,22 +305,27 @@ def _planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunSto
         plan = source.plan(trial.batch_size)
     done = drawn_so_far(plan, store)
     store.cut_rollouts()
-    batches = (plan.rollouts - done) / plan.batch_size
+    first = first_round(plan).rollouts
+
+    def seconds(rollouts: int) -> float:
+        return max(0, rollouts - done) / plan.batch_size * trial.batch_seconds + trial.calibration_seconds
+
     progress(
         Planned(
             roles=len(plan.roles),
-            prompts=plan.options.prompts,
+            prompts=plan.prompts,
             questions=len(plan.questions),
             rollouts=plan.rollouts,
             default_rollouts=plan.default_rollouts,
             tokens=0 if source.given else (plan.rollouts - done) * plan.options.sampling.max_new_tokens,
             given=source.given,
-            seconds=batches * trial.batch_seconds + trial.calibration_seconds,
+            seconds=seconds(plan.rollouts),
             batch_size=plan.batch_size,
             done=done,
             run_dir=str(store.path),
             precision=plan.options.precision,
-            first_round=first_round(plan).rollouts,
+            first_round=first,
+            first_seconds=seconds(first),
         )
     )
     if stored is None:
