@@ -157,7 +157,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         show_traits(Output(), made)
         return
 
-    options = Options.preset(chat, full=full, **plan)
+    options = Options.preset(chat, chosen, full=full, **plan)
     who = named(judge) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with engines as drawn_by, Display(Console(stderr=True), ask=not yes, preset=preset) as display:

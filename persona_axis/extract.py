@@ -101,7 +101,7 @@ def extract(
 ) -> Extraction:
     """Extract a model's axis into the file `out` and give the report.
 
-    Without `options` the plan is `Options.preset(chat)`; without `judge`, Troupe is judged by its parser and
+    Without `options` the plan is `Options.preset(chat, probes)`; without `judge`, Troupe is judged by its parser and
     any other model by nobody (`all`). `engine` makes what draws the rollouts (see `extraction.engines`). `progress` is
     called with events (see `extraction.events`), first with `Planned`; an exception it raises there calls the run off.
     The run's state is kept in `run_dir`; calling again with the same arguments goes on from it, other settings are
@@ -109,7 +109,7 @@ def extract(
     Raises `ExtractionError`, `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
     """
     _require(chat, probes, options, judge, progress)
-    options = Options.preset(chat) if options is None else options
+    options = Options.preset(chat, probes) if options is None else options
     judge = default_judge(chat) if judge is None else judge
     source = Asked(chat, probes, options, engine)
     return _run(chat, source, _free(out, options), run_dir, judge, progress, finish)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 from persona_axis._asked import layers_of, require, whole
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
+from persona_axis.probes import Probes
 from persona_axis.sampling import Sampling
 
 
@@ -64,21 +65,23 @@ class Options:
             raise ExtractionError(f"accept must name scores from 0 to 3, got {self.accept!r}")
 
     @classmethod
-    def preset(cls, chat: ChatModel, *, full: bool = False, **changes: Any) -> Self:
+    def preset(cls, chat: ChatModel, probes: Probes | None = None, *, full: bool = False, **changes: Any) -> Self:
         """The plan without flags: the demo's for Troupe, a modest one for other models; `full` is the
         published size.
 
         Each has every prompt and every question (5 x 240 of the shipped probes), and the precision says how many of
-        these rollouts are drawn. Demo: every role, 48 tokens. Modest: 100 roles over the whole range, 128 tokens. Both
-        may ask the default four times as often as a role. Full: every role, 512 tokens. `changes` are options by
-        name, with `temperature`, `top_p` and `max_new_tokens` for the sampling; a change that is None is no change.
+        these rollouts are drawn. Demo: every role, 48 tokens. Modest: 100 roles over the whole range (all, where
+        `probes` have no more), 128 tokens. Both may ask the default four times as often as a role. Full: every role,
+        512 tokens. `changes` are options by name, with `temperature`, `top_p` and `max_new_tokens` for the sampling; a
+        change that is None is no change.
         """
         if full:
             plan: dict[str, Any] = {"max_new_tokens": 512}
         elif chat.is_troupe:
             plan = {"default_samples": 4, "max_new_tokens": 48}
         else:
-            plan = {"roles": 100, "default_samples": 4, "max_new_tokens": 128}
+            many = probes is None or len(probes.roles) > 100
+            plan = {"roles": 100 if many else None, "default_samples": 4, "max_new_tokens": 128}
         return cls._changed(plan, changes)
 
     @classmethod
