@@ -181,7 +181,7 @@ def judge(chat: ChatModel, args: argparse.Namespace) -> None:
 def axis(chat: ChatModel, args: argparse.Namespace) -> None:
     """Both judge the same rollouts, since who judges does not change what is drawn."""
     probes = load_probes()
-    options = Options.preset(chat, roles=args.roles)
+    options = Options.preset(chat, probes, roles=args.roles, prompts=2, questions=15, precision=1)
     with tempfile.TemporaryDirectory() as where:
         ours, parsers = (
             extract(chat, probes, options, out=Path(where) / f"{i}.safetensors", judge=who).axis

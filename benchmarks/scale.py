@@ -189,7 +189,7 @@ def driver(rounds: int) -> dict[str, float]:
     chat: Any = Large()
     probes = load_probes()
     options = Options(roles=2 * rounds, prompts=5, questions=16)
-    groups_and_prompts = 8 + options.prompts
+    groups_and_prompts = 8 + 5
     bytes_per_role = groups_and_prompts * Large.n_layers * Large.hidden_size * 4
     plan = Plan(probes, options, BATCH, ("",), tuple(range(Large.n_layers)), bytes_per_role)
     part = plan.until((0, *[16] * len(plan.roles)))

@@ -65,13 +65,13 @@ def costs(model: str, cap: Path, folder: Path, told: argparse.Namespace) -> list
     start = ENGINES[told.engine]
     with start("plain", model, None, folder) as plain, start("capped", model, cap, folder) as capped:
         rows = table("the cap / none", compare(plain, capped, load, told))
+        path = "/metrics" if told.engine == "own" else "/persona-axis/metrics"
+        seen = httpx.get(capped.url + path, headers=HEADERS).text  # a change of the cap begins them anew
         if told.engine == "vllm":
             rows += table("on / off, one server", switched(capped, cap, load, told))
-        path = "/metrics" if told.engine == "own" else "/persona-axis/metrics"
-        seen = httpx.get(capped.url + path, headers=HEADERS)
     head = ["| comparison | measured | with the cap | without | ratio (95% interval) |", "| --- " * 5 + "|"]
     said = f"Medians of {told.rounds} rounds in turns; intervals are a bootstrap of the rounds' median ratio."
-    return [*head, *rows, "", f"{said} {capped_share(seen.text)}"]
+    return [*head, *rows, "", f"{said} {capped_share(seen)}"]
 
 
 def compare(plain: Server, capped: Server, load: Load, told: argparse.Namespace) -> list[tuple[Round, Round]]:

@@ -63,8 +63,8 @@ def app() -> None:
 @click.option("--out", type=click.Path(path_type=Path),
               help="File to write.  [default: MODEL-axis.safetensors, MODEL-traits.safetensors]")  # fmt: skip
 @click.option("--roles", type=click.IntRange(2), metavar="N", help="How many roles, spread from near to far.")
-@click.option("--prompts", type=click.IntRange(1), metavar="N", help="System prompts of each role.")
-@click.option("--questions", type=click.IntRange(2), metavar="N", help="Questions asked with each prompt.")
+@click.option("--prompts", type=click.IntRange(1), metavar="N", help="System prompts of each role.  [default: all]")
+@click.option("--questions", type=click.IntRange(2), metavar="N", help="Questions for each prompt.  [default: all]")
 @click.option("--default-samples", type=click.IntRange(1), metavar="N", help="Replies of the default to each question.")
 @sampling_options("48 for Troupe, else 128; 512 with --full")
 @click.option("--judge", type=JudgeOf(OF_ROLES),
@@ -92,7 +92,7 @@ def app() -> None:
 @click.option("--probes", type=click.Path(path_type=Path), metavar="DIR", help="Your own probes.")
 @click.option("--responses", type=click.Path(path_type=Path), metavar="FILE",
               help="Rollouts that exist already, as JSON lines or a run's directory: they are read, nothing is drawn.")
-@click.option("--full", is_flag=True, help="The published size: every role, 5 prompts, 240 questions, 512 tokens.")
+@click.option("--full", is_flag=True, help="The published size: every role, and replies of up to 512 tokens.")
 @click.option("--traits", is_flag=True, help="Trait vectors in place of an axis: positive minus negative instructions.")
 @click.option("--only", metavar="NAME,...", callback=names, help="With --traits: only these.  [default: all]")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run is kept.  [default: OUT.run]")
@@ -108,8 +108,8 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
             **plan: Any) -> None:  # fmt: skip
     """Probe MODEL (a directory or a hub name; Troupe if none is given) and write its axis.
 
-    Without options Troupe gets the demo's plan (every role, 2 prompts, 15 questions) and any other model a modest
-    one (100 roles, 2 prompts, 16 questions). A run that was stopped goes on when the same command is given again.
+    Without options Troupe gets the demo's plan (every role) and any other model a modest one (100 roles), of which
+    only so much is drawn as --precision needs. A run that was stopped goes on when the same command is given again.
     With --responses the rollouts are in FILE; the lines' scores count, and --judge gives those that are missing.
     With --traits every trait is asked for: 2 pairs of instructions (--prompts) x 16 questions, the same for both poles.
     """
@@ -157,7 +157,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         from persona_axis._trait_tables import show_traits
 
         options = Options.traits_preset(chat, full=full, **plan)
-        preset = "240 questions" if full else "a modest one"
+        preset = "every question" if full else "a modest one"
         shown = Display(Console(stderr=True), ask=not yes, preset=preset, roles="instructions")
         with engines as drawn_by, shown as display:
             made = extract_traits(
@@ -166,7 +166,7 @@ def extract(model: str, revision: str | None, dtype: str, device_map: str | None
         show_traits(Output(), made)
         return
 
-    options = Options.preset(chat, full=full, **plan)
+    options = Options.preset(chat, chosen, full=full, **plan)
     who = of_roles(named(judge, chat=chat, probes=chosen, **about_judge)) if judge else None
     preset = "the published size" if full else "the demo's" if chat.is_troupe else "a modest one"
     with engines as drawn_by, Display(Console(stderr=True), ask=not yes, preset=preset) as display:

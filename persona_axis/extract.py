@@ -101,7 +101,7 @@ def extract(
 ) -> Extraction:
     """Extract a model's axis into the file `out` and give the report.
 
-    Without `options` the plan is `Options.preset(chat)`; without `judge`, Troupe is judged by its parser and
+    Without `options` the plan is `Options.preset(chat, probes)`; without `judge`, Troupe is judged by its parser and
     any other model by nobody (`all`). `engine` makes what draws the rollouts (see `extraction.engines`). `progress` is
     called with events (see `extraction.events`), first with `Planned`; an exception it raises there calls the run off.
     The run's state is kept in `run_dir`; calling again with the same arguments goes on from it, other settings are
@@ -109,7 +109,7 @@ def extract(
     Raises `ExtractionError`, `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
     """
     _require(chat, probes, options, judge, progress)
-    options = Options.preset(chat) if options is None else options
+    options = Options.preset(chat, probes) if options is None else options
     judge = default_judge(chat) if judge is None else judge
     _require_free(chat, judge, engine)
     source = Asked(chat, probes, options, engine)
@@ -168,11 +168,13 @@ def extract_traits(
     if options.roles is not None:
         raise ExtractionError(f"roles={options.roles}: traits are not counted off, name the ones to ask for")
     refuse_replacing(out, "persona-traits")
-    poles = as_roles(traits, probes, options.prompts)
-    if (most := options.prompts * options.questions) < options.min_accepted:
+    pairs = options.prompts or min((len(trait.positive) for trait in traits), default=0)
+    questions = options.questions or len(probes.questions)
+    poles = as_roles(traits, probes, pairs)
+    if (most := pairs * questions) < options.min_accepted:
         raise ExtractionError(
-            f"min_accepted={options.min_accepted}, but a pole of a trait gets only {most} replies ({options.prompts} "
-            f"instructions x {options.questions} questions): no trait would have a vector; ask more questions, or "
+            f"min_accepted={options.min_accepted}, but a pole of a trait gets only {most} replies ({pairs} "
+            f"instructions x {questions} questions): no trait would have a vector; ask more questions, or "
             f"lower min_accepted (--min-accepted) to {most} or less"
         )
     # Percentiles of single replies are read for an axis only, so nothing is to be read again.
@@ -314,22 +316,27 @@ def _planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunSto
         plan = source.plan(trial.batch_size)
     done = drawn_so_far(plan, store)
     store.cut_rollouts()
-    batches = (plan.rollouts - done) / plan.batch_size
+    first = first_round(plan).rollouts
+
+    def seconds(rollouts: int) -> float:
+        return max(0, rollouts - done) / plan.batch_size * trial.batch_seconds + trial.calibration_seconds
+
     progress(
         Planned(
             roles=len(plan.roles),
-            prompts=plan.options.prompts,
+            prompts=plan.prompts,
             questions=len(plan.questions),
             rollouts=plan.rollouts,
             default_rollouts=plan.default_rollouts,
             tokens=0 if source.given else (plan.rollouts - done) * plan.options.sampling.max_new_tokens,
             given=source.given,
-            seconds=batches * trial.batch_seconds + trial.calibration_seconds,
+            seconds=seconds(plan.rollouts),
             batch_size=plan.batch_size,
             done=done,
             run_dir=str(store.path),
             precision=plan.options.precision,
-            first_round=first_round(plan).rollouts,
+            first_round=first,
+            first_seconds=seconds(first),
         )
     )
     if stored is None:

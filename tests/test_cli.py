@@ -108,7 +108,7 @@ def test_extract_says_its_plan_first_and_its_figures_last(extracted: tuple[Path,
     assert axis.metadata["sampling"]["max_new_tokens"] == 6
 
 
-PLANNED = Planned(9, 2, 3, 100, 40, 5000, 7200.0, 8, 0, "a.run", 0.99, 60)
+PLANNED = Planned(9, 2, 3, 100, 40, 5000, 7200.0, 8, 0, "a.run", 0.99, 60, 3600.0)
 
 
 class Terminal(io.StringIO):
@@ -126,18 +126,21 @@ def listen(events: list[Event], monkeypatch: pytest.MonkeyPatch, *, ask: bool, a
 
 
 def test_a_long_run_is_asked_about_where_somebody_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "2:00:00 at most" in listen([PLANNED], monkeypatch, ask=True, answer="y\n")
+    said = listen([PLANNED], monkeypatch, ask=True, answer="y\n")
+    assert "at most 1:00:00 for the first round, 2:00:00 for all;" in said
+    whole = replace(PLANNED, seconds=60.0, first_seconds=60.0)
+    assert "at most 1:00;" in listen([whole], monkeypatch, ask=True, answer="")
     with pytest.raises(click.exceptions.Exit) as stopped:
         listen([PLANNED], monkeypatch, ask=True, answer="n\n")
     assert stopped.value.exit_code == 1
     listen([PLANNED], monkeypatch, ask=False, answer="n\n")
     listen([PLANNED], monkeypatch, ask=True, answer="n\n", tty=False)
-    listen([replace(PLANNED, seconds=60.0)], monkeypatch, ask=True, answer="n\n")
+    listen([replace(PLANNED, first_seconds=60.0)], monkeypatch, ask=True, answer="n\n")
 
 
 def test_progress_lives_in_a_terminal_and_prints_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Event] = [
-        replace(PLANNED, seconds=1.0, done=5), Note("[b]said[/b]"), Progress(50, 100, 1, 12.3, 61.2),
+        replace(PLANNED, seconds=1.0, first_seconds=1.0, done=5), Note("[b]said[/b]"), Progress(50, 100, 1, 12.3, 61.2),
         Progress(100, 100, 2, 12.3, 0.0), Rounded(2, 100, 0.9951, 0.9912, 0), Calibrating(20, 20),
         Saved("a.safetensors"),
     ]  # fmt: skip

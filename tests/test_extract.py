@@ -413,17 +413,21 @@ def test_memory_and_disk_do_not_grow_with_the_number_of_rollouts(tmp_path: Path)
 def test_presets() -> None:
     chat = tiny.chat()
     modest = Options.preset(chat)
-    assert (modest.roles, modest.prompts, modest.questions, modest.sampling.max_new_tokens) == (
-        100,
-        2,
-        16,
-        128,
-    )
+    assert (modest.roles, modest.sampling.max_new_tokens) == (100, 128)
     full = Options.preset(chat, full=True, seed=3, top_p=None, temperature=0.5)
-    assert (full.roles, full.prompts, full.questions, full.seed) == (None, 5, 240, 3)
-    assert full.sampling == Sampling(0.5, 0.9, 512)
+    assert (full.roles, full.seed, full.sampling) == (None, 3, Sampling(0.5, 0.9, 512))
     chat.is_troupe = True
     assert Options.preset(chat, questions=7).questions == 7 and Options.preset(chat).roles is None
+
+
+def test_a_plan_asks_all_prompts_and_questions_that_the_probes_have() -> None:
+    chat, probes = tiny.chat(), tiny.probes()
+    plan = make_plan(chat, probes, Options.preset(chat, probes), 8)
+    fewest, asked = min(len(role.prompts) for role in probes.roles), len(probes.questions)
+    assert (len(plan.roles), plan.prompts, len(plan.questions)) == (len(probes.roles), fewest, asked)
+    assert plan.per_role == fewest * asked
+    uneven = replace(probes, roles=(replace(probes.roles[0], prompts=probes.roles[0].prompts[:1]), *probes.roles[1:]))
+    assert make_plan(chat, uneven, Options(), 8).prompts == 1
 
 
 @pytest.mark.parametrize(

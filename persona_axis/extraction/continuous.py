@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
     ContinuousBatchingLogitsProcessorList,
 )
 from transformers.generation.logits_process import LogitsProcessorList
 
+from persona_axis._batching import manager_of
 from persona_axis.chat import ChatModel
-from persona_axis.errors import ExtractionError
+from persona_axis.errors import ExtractionError, ModelError
 from persona_axis.extraction.engines import AHEAD, Job, cut, refilled
 from persona_axis.extraction.means import Replies
 from persona_axis.extraction.plan import Plan
@@ -31,7 +31,6 @@ from persona_axis.extraction.store import RunStore
 from persona_axis.residual import reading
 from persona_axis.sampling import NucleusDraw, Sampling
 
-_PAGE = 64  # tokens
 _PATIENCE = 600.0  # seconds without any reply
 
 
@@ -69,23 +68,13 @@ class _Running:
     def __enter__(self) -> _Running:
         longest = len(self.chat.encode(self.plan.messages(self.plan.longest(1)[0])))
         room = math.ceil(1.25 * longest) + self.plan.options.sampling.max_new_tokens + 1
-        sizes: dict[str, Any] = {}
-        if self.chat.device.type == "cpu":  # where memory is not measured
-            blocks = self.together * math.ceil(room / _PAGE)
-            sizes = {"num_blocks": blocks, "max_batch_tokens": max(512, room, 2 * self.together)}
-        sizes["max_requests_per_batch"] = self.together
-        # A CUDA graph would leave out what hooks do in Python, and an asynchronous batch overtakes its own figures.
-        config = ContinuousBatchingConfig(page_size=_PAGE, use_cuda_graph=False, use_async_batching=False, **sizes)
-        ends = {"eos_token_id": list(self.chat.stop_ids), "pad_token_id": self.chat.pad_id}
-        how = GenerationConfig(do_sample=False, **ends)  # type: ignore[no-untyped-call]
-        model: Any = self.chat.model
         try:
-            self._manager = model.init_continuous_batching(how, config)
-        except (ValueError, NotImplementedError, AttributeError) as error:
-            raise ExtractionError(
-                f"transformers' continuous batching does not take {self.chat.name}: {error}; use --engine transformers"
-            ) from error
-        self._manager.logit_processor = self.tables.in_a_list()
+            self._manager = manager_of(
+                self.chat, self.tables.in_a_list(), room=room, together=self.together, fixed=True,
+                batch_tokens=max(512, room, 2 * self.together),
+            )  # fmt: skip
+        except ModelError as error:
+            raise ExtractionError(f"{error}; use --engine transformers") from error
         with ExitStack() as undo:  # where the start fails, no hook stays on the model
             before = self.chat.model.register_forward_pre_hook(self.tables.told_rows, with_kwargs=True)
             undo.callback(before.remove)

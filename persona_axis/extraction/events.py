@@ -13,8 +13,8 @@ class Planned:
 
     `rollouts` are those of the whole plan, drawn only as far as the `precision` needs them (1: all of them),
     `first_round` of them before anything is decided. `tokens` is the most that can be generated; `seconds` an upper
-    estimate from a timed trial, calibration included; `done` rollouts were there already and are kept. `given`: replies
-    exist already and are read only.
+    estimate from a timed trial, calibration included, and `first_seconds` the same for the first round; `done` rollouts
+    were there already and are kept. `given`: replies exist already and are read only.
     """
 
     roles: int
@@ -29,6 +29,7 @@ class Planned:
     run_dir: str
     precision: float
     first_round: int
+    first_seconds: float
     given: bool = False
 
 

@@ -167,7 +167,7 @@ def run_metadata(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore) -> 
         "seed": plan.options.seed,
         "plan": {
             "roles": len(plan.roles),
-            "prompts": plan.options.prompts,
+            "prompts": plan.prompts,
             "questions": len(plan.questions),
             "default_samples": plan.options.default_samples,
             "question_groups": plan.groups,

@@ -9,12 +9,14 @@ from typing import Any, Literal, Self
 from persona_axis._asked import layers_of, require, whole
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
+from persona_axis.probes import Probes
 from persona_axis.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to draw. None means all of them (`roles`, `layers`) or found automatically (`batch_size`).
+    """What to draw. None means all of them (`roles`, `prompts`, `questions`, `layers`) or found automatically
+    (`batch_size`).
 
     A role's rollouts are `prompts` x `questions`; the default's are its conditions x `questions` x
     `default_samples`, at most: they are drawn in rounds until the axis' expected cosine with the noise-free one, at the
@@ -27,8 +29,8 @@ class Options:
     """
 
     roles: int | None = None
-    prompts: int = 5
-    questions: int = 240
+    prompts: int | None = None
+    questions: int | None = None
     default_samples: int = 1
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=512))
     seed: int = 0
@@ -43,8 +45,9 @@ class Options:
     rollout_pca: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"prompts": 1, "questions": 2, "default_samples": 1, "min_accepted": 1, "calibration": 1}
-        for name, bound in {**least, "seed": 0, "roles": 2, "batch_size": 1, "rollout_pca": 0}.items():
+        least = {"default_samples": 1, "min_accepted": 1, "calibration": 1}
+        most = {"roles": 2, "prompts": 1, "questions": 2, "batch_size": 1, "rollout_pca": 0}
+        for name, bound in {**least, "seed": 0, **most}.items():
             if name in least or name == "seed" or getattr(self, name) is not None:
                 whole(name, getattr(self, name), ExtractionError, bound)
         if not isinstance(self.precision, (int, float)) or not 0 < self.precision <= 1:
@@ -62,30 +65,32 @@ class Options:
             raise ExtractionError(f"accept must name scores from 0 to 3, got {self.accept!r}")
 
     @classmethod
-    def preset(cls, chat: ChatModel, *, full: bool = False, **changes: Any) -> Self:
+    def preset(cls, chat: ChatModel, probes: Probes | None = None, *, full: bool = False, **changes: Any) -> Self:
         """The plan without flags: the demo's for Troupe, a modest one for other models; `full` is the
         published size.
 
-        Demo: every role, 2 prompts x 15 questions, default x 8, 48 tokens. Modest: 100 roles over the whole
-        range, 2 x 16, default x 4, 128 tokens. Full: every role, 5 x 240, 512 tokens. `changes` are options
-        by name, with `temperature`, `top_p` and `max_new_tokens` for the sampling; a change that is None is
-        no change.
+        Each has every prompt and every question (5 x 240 of the shipped probes), and the precision says how many of
+        these rollouts are drawn. Demo: every role, 48 tokens. Modest: 100 roles over the whole range (all, where
+        `probes` have no more), 128 tokens. Both may ask the default four times as often as a role. Full: every role,
+        512 tokens. `changes` are options by name, with `temperature`, `top_p` and `max_new_tokens` for the sampling; a
+        change that is None is no change.
         """
         if full:
-            plan: dict[str, Any] = {"prompts": 5, "questions": 240, "max_new_tokens": 512}
+            plan: dict[str, Any] = {"max_new_tokens": 512}
         elif chat.is_troupe:
-            plan = {"prompts": 2, "questions": 15, "default_samples": 8, "max_new_tokens": 48}
+            plan = {"default_samples": 4, "max_new_tokens": 48}
         else:
-            plan = {"roles": 100, "prompts": 2, "questions": 16, "default_samples": 4, "max_new_tokens": 128}
+            many = probes is None or len(probes.roles) > 100
+            plan = {"roles": 100 if many else None, "default_samples": 4, "max_new_tokens": 128}
         return cls._changed(plan, changes)
 
     @classmethod
     def traits_preset(cls, chat: ChatModel, *, full: bool = False, **changes: Any) -> Self:
         """The same for traits, of which every one is asked for: 2 instructions of each pole x 16 questions and replies
-        of 48 tokens for Troupe, 128 for others; `full` is 240 questions and 512 tokens."""
+        of 48 tokens for Troupe, 128 for others; `full` is every question and 512 tokens."""
         plan: dict[str, Any] = {"prompts": 2, "questions": 16, "max_new_tokens": 48 if chat.is_troupe else 128}
         if full:
-            plan |= {"questions": 240, "max_new_tokens": 512}
+            plan |= {"questions": None, "max_new_tokens": 512}
         return cls._changed(plan, changes)
 
     @classmethod

@@ -105,10 +105,15 @@ class Plan:
         category."""
         return {question: i % self.groups for i, question in enumerate(self.questions)}
 
+    @cached_property
+    def prompts(self) -> int:
+        """How many prompts a role is asked with."""
+        return least_prompts(self.probes) if self.options.prompts is None else self.options.prompts
+
     @property
     def per_role(self) -> int:
         """Rollouts of one role."""
-        return self.options.prompts * len(self.questions)
+        return self.prompts * len(self.questions)
 
     @property
     def default_rollouts(self) -> int:
@@ -158,7 +163,7 @@ class Plan:
 
     def prompts_of(self, role: int) -> int:
         """How many prompts a role is asked with; the default has its conditions."""
-        return len(self.defaults) if role == DEFAULT else self.options.prompts
+        return len(self.defaults) if role == DEFAULT else self.prompts
 
     def role(self, index: int) -> Role:
         """The role of an index; DEFAULT is a role without a description whose prompts are the default
@@ -178,7 +183,7 @@ class Plan:
         prompts = [
             (len(p), r, i)
             for r in self.roles
-            for i, p in enumerate(self.role(r).prompts[: self.options.prompts])
+            for i, p in enumerate(self.role(r).prompts[: self.prompts])
         ]
         _, role, prompt = max(prompts)
         items = [Item(role, prompt, q, 0) for q in questions]
@@ -220,7 +225,7 @@ def make_plan(chat: ChatModel, probes: Probes, options: Options, batch_size: int
         "roles": (options.roles, len(probes.roles)),
         "questions": (options.questions, len(probes.questions)),
     }
-    wanted["prompts"] = (options.prompts, min(len(role.prompts) for role in probes.roles))
+    wanted["prompts"] = (options.prompts, least_prompts(probes))
     for name, (asked, there) in wanted.items():
         if asked is not None and asked > there:
             raise ExtractionError(f"{asked} {name} asked for, the probes have {there}")
@@ -231,8 +236,13 @@ def make_plan(chat: ChatModel, probes: Probes, options: Options, batch_size: int
             f"layers must be increasing indices from 0 to {chat.n_layers - 1}, each once, got {list(layers)}"
         )
     plan = Plan(probes, options, batch_size, probes.defaults_for(chat.display_name), layers, 0)
-    size = (plan.groups + options.prompts) * len(layers) * chat.hidden_size * 4
+    size = (plan.groups + plan.prompts) * len(layers) * chat.hidden_size * 4
     return Plan(probes, options, batch_size, plan.defaults, layers, size)
+
+
+def least_prompts(probes: Probes) -> int:
+    """As many prompts as every role has."""
+    return min(len(role.prompts) for role in probes.roles)
 
 
 def _spread(there: int, asked: int | None) -> tuple[int, ...]:

@@ -97,7 +97,7 @@ def why_not(plan: Plan, last: Round, rounds: Sequence[Recorded]) -> str:
     """Why a run ends short of its precision, for people."""
     if in_vain(rounds):
         return (
-            f"twice the rollouts hardly helped, so what is left is how {plan.options.prompts} prompts and "
+            f"twice the rollouts hardly helped, so what is left is how {plan.prompts} prompts and "
             f"{len(plan.questions)} questions differ; ask more of them"
         )
     return f"the plan's {sum(last.stop):,} rollouts are drawn; a larger plan has more"

@@ -38,7 +38,7 @@ def settings(chat: ChatModel, plan: Plan, judge: Judge, engine: str) -> dict[str
         "sampling": sampling_facts(chat, plan),
         "seed": options.seed,
         "roles": len(plan.roles),
-        "prompts": options.prompts,
+        "prompts": plan.prompts,
         "questions": len(plan.questions),
         "default_samples": options.default_samples,
         "accept": list(options.accept),

@@ -8,7 +8,6 @@ temperature is everybody's (`CBGenerateManager.init_cb` in cli/serving/utils.py)
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -18,9 +17,9 @@ from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from persona_axis._arithmetic import projected
+from persona_axis._batching import manager_of
 from persona_axis._meter import Ruler
 from persona_axis.chat import ChatModel
 from persona_axis.drift import context_limit
@@ -30,7 +29,6 @@ from persona_axis.sampling import NucleusDraw
 from persona_axis.serving._draws import Draws, Slot
 from persona_axis.serving.attach import Attached
 
-_PAGE = 64  # tokens
 _TOGETHER = 16  # requests in one batch on a CPU, where memory is not measured
 _BATCH_TOKENS = 512  # likewise; a longer prompt is read in several steps
 _START_SECONDS = 600.0
@@ -69,21 +67,12 @@ class Engine:
         self._manager: Any = None
 
     async def start(self) -> None:
-        """Begin to generate, and prove on one request that the cap acts here as well. Raises `ServeError`."""
-        sizes: dict[str, Any] = {}
-        if self.chat.device.type == "cpu":
-            blocks = _TOGETHER * math.ceil(self._room / _PAGE)
-            sizes = {"num_blocks": blocks, "max_batch_tokens": _BATCH_TOKENS, "max_requests_per_batch": _TOGETHER}
-        # A CUDA graph would leave out what hooks do in Python, and an asynchronous batch overtakes its own figures.
-        config = ContinuousBatchingConfig(page_size=_PAGE, use_cuda_graph=False, use_async_batching=False, **sizes)
-        ends = {"eos_token_id": list(self.chat.stop_ids), "pad_token_id": self.chat.pad_id}
-        how = GenerationConfig(do_sample=False, **ends)  # type: ignore[no-untyped-call]
-        model: Any = self.chat.model
-        try:
-            self._manager = model.init_continuous_batching(how, config)
-        except (ValueError, NotImplementedError, AttributeError) as error:
-            raise ServeError(f"transformers' continuous batching does not take {self.chat.name}: {error}") from error
-        self._manager.logit_processor = self.draws.in_a_list()
+        """Begin to generate, and prove on one request that the cap acts here as well. Raises `ServeError`, and
+        `ModelError` where the model does not go with continuous batching."""
+        self._manager = manager_of(
+            self.chat, self.draws.in_a_list(), room=self._room, together=_TOGETHER, batch_tokens=_BATCH_TOKENS,
+            fixed=False,
+        )  # fmt: skip
         if self.ruler is not None:
             before = self.chat.model.register_forward_pre_hook(self._told_rows, with_kwargs=True)
             self._undo.callback(before.remove)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from persona_axis.cap import Cap
     from persona_axis.chat import ChatModel
     from persona_axis.serving._answer import Limits
+    from persona_axis.serving._engine import Engine
 
 INSTALL = 'pip install "persona-axis[serve]"'
 
@@ -59,8 +60,8 @@ def serve(
     """Serve until SIGTERM or Ctrl-C: then nothing new is taken, and what runs is finished, for `where.drain` seconds.
 
     Replies are measured on `axis`, where a request asks for it, at `layer` (by default where the axis recommends, or
-    near it where the cap does not edit). Raises `ServeError` where the server's packages are missing or it cannot
-    start, and what `attach` and `Axis.require` raise.
+    near it where the cap does not edit). Raises `ServeError` where the server's packages are missing, it cannot
+    start, or its engine fails, and what `attach` and `Axis.require` raise.
     """
     uvicorn = require_packages()
     from persona_axis._meter import Ruler
@@ -82,7 +83,7 @@ def serve(
         limits = limits or Limits()
         app = app_of(engine, name, limits, where.key)
         try:
-            _run(uvicorn, config_of(uvicorn, app, where, limits))
+            _run(uvicorn, config_of(uvicorn, app, where, limits), engine)
         except SystemExit:  # uvicorn's way to say that it could not start, its reason logged
             taken = ServeError(f"the server cannot listen on {where.host}:{where.port}: is it taken?")
             raise getattr(app.state, "failure", None) or taken from None
@@ -103,9 +104,17 @@ def config_of(uvicorn: Any, app: Any, where: Where, limits: Limits, head_seconds
     )  # fmt: skip
 
 
-def _run(uvicorn: Any, config: Any) -> None:
+def _run(uvicorn: Any, config: Any, engine: Engine) -> None:
+    """Raises `ServeError` where the engine ended before the server did: who watches the process may start it again."""
+    failed = False
+
     class Server(uvicorn.Server):  # type: ignore[misc]
-        """Says where it listens, once it does."""
+        """Says where it listens, once it does, and leaves when its engine does."""
+
+        async def on_tick(self, counter: int) -> bool:
+            nonlocal failed
+            failed = failed or not engine.alive
+            return failed or bool(await super().on_tick(counter))
 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
@@ -120,6 +129,8 @@ def _run(uvicorn: Any, config: Any) -> None:
         server.run()
     finally:
         signal.signal(signal.SIGTERM, before)
+    if failed:
+        raise ServeError("the engine has stopped after an error, which its log tells: nothing is answered any more")
 
 
 def require_packages() -> Any:

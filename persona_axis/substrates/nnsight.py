@@ -151,7 +151,7 @@ def extract(
     goes on where it was. With `remote`, `options.batch_size` is 8 unless given.
     """
     asked = _chat(model, remote)
-    options = Options.preset(asked) if options is None else options
+    options = Options.preset(asked, probes) if options is None else options
     if asked.away and options.batch_size is None:
         options = replace(options, batch_size=_REMOTE_BATCH)
     return _extract(asked, probes, options, out=out, run_dir=run_dir, judge=judge, progress=progress)

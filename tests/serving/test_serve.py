@@ -538,6 +538,29 @@ class TestCommand:
             with pytest.raises(ServeError, match=f"cannot listen on 127.0.0.1:{port}"):
                 serve(chat_factory.chat(), None, where=Where(port=port), longest_prompt=32, longest_reply=8)
 
+    def test_the_server_leaves_with_its_engine(self, caplog: pytest.LogCaptureFixture) -> None:
+        broken, armed, said = chat_factory.chat(), threading.Event(), list[int]()
+
+        def fail(*_: Any) -> None:
+            if armed.is_set():
+                raise CapError("broken on purpose")
+
+        def ask() -> None:
+            assert eventually(lambda: "serving on" in caplog.text)
+            url = re.findall(r"serving on (\S+)", caplog.text)[-1]
+            for arm in (False, True):
+                armed.set() if arm else None
+                body = {"messages": ASKED, "max_tokens": 4}
+                said.append(httpx.post(f"{url}/chat/completions", json=body, timeout=30).status_code)
+
+        broken.model.register_forward_pre_hook(fail)
+        asking = threading.Thread(target=ask)
+        asking.start()
+        with pytest.raises(ServeError, match="the engine has stopped after an error"):
+            serve(broken, None, where=Where(port=0), longest_prompt=32, longest_reply=8)
+        asking.join()
+        assert said == [200, 503]
+
     def test_an_engine_that_cannot_start(self, cap: Cap, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("persona_axis.serving.attach.Attached.stats", lambda _: [])
         with pytest.raises(ServeError, match="the cap saw, by layer, {}: not served"):
