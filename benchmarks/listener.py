@@ -179,7 +179,7 @@ def judge(chat: ChatModel, args: argparse.Namespace) -> None:
 
 
 def axis(chat: ChatModel, args: argparse.Namespace) -> None:
-    """Both judge the same rollouts, since who judges does not change what is drawn."""
+    """Both judge the same rollouts: where the whole plan is drawn, who judges has no part in it."""
     probes = load_probes()
     options = Options.preset(chat, probes, roles=args.roles, prompts=2, questions=15, precision=1)
     with tempfile.TemporaryDirectory() as where:
