@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from persona_axis import ChatModel, load_probes
-from persona_axis.extract import Options, draw_rounds
+from persona_axis.extract import Options
 from persona_axis.extraction.certainty import noise_free
 from persona_axis.extraction.engines import Job
 from persona_axis.extraction.events import Event, Rounded
@@ -34,6 +34,7 @@ from persona_axis.extraction.layersums import LayerSums
 from persona_axis.extraction.means import Replies, generate_with_means
 from persona_axis.extraction.plan import DEFAULT, Item, Plan, make_plan
 from persona_axis.extraction.rounds import chosen_layers, standing
+from persona_axis.extraction.running import draw_rounds
 from persona_axis.extraction.store import RunStore
 from persona_axis.judges import Judged, default_judge, verdicts
 from persona_axis.probes import Probes

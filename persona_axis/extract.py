@@ -25,7 +25,7 @@ from persona_axis._safefile import refuse_replacing
 from persona_axis._spacefile import save_space
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
-from persona_axis.extraction.engines import Engine, Local, MakesEngine
+from persona_axis.extraction.engines import Local, MakesEngine
 from persona_axis.extraction.events import (
     Calibrating,
     Event,
@@ -39,17 +39,14 @@ from persona_axis.extraction.events import (
 )
 from persona_axis.extraction.finish import finish, run_metadata
 from persona_axis.extraction.options import Options
-from persona_axis.extraction.plan import Plan, Round
+from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.report import Counts, Extraction, LayerFigures
-from persona_axis.extraction.rolevectors import require_layers
 from persona_axis.extraction.rolloutpca import KeptPca, space_path
-from persona_axis.extraction.rollouts import draw, drawn_so_far
-from persona_axis.extraction.rounds import chosen_layers, first_round, next_round, standing, why_not
-from persona_axis.extraction.settings import settings, surroundings
+from persona_axis.extraction.rollouts import drawn_so_far
+from persona_axis.extraction.running import draw_rounds, planned
 from persona_axis.extraction.sources import Asked, Given
-from persona_axis.extraction.store import Recorded, RunStore, refuse_difference
+from persona_axis.extraction.store import RunStore
 from persona_axis.extraction.traits import finish_traits
-from persona_axis.extraction.trial import Trial
 from persona_axis.judges import AcceptAll, Judge, default_judge
 from persona_axis.probes import Probes
 from persona_axis.trait_probes import Trait, as_roles
@@ -232,7 +229,7 @@ def _run(
         raise ExtractionError(f"{source.responses.path} lies in this run's own directory: name another with --run-dir")
     with RunStore.open(directory) as store:
         try:
-            plan = _planned(chat, source, judge, store, progress)
+            plan = planned(chat, source, judge, store, progress)
             for note in (*chat.notes, *source.notes):
                 progress(Note(note))
             pca = KeptPca.of(plan, chat.hidden_size, store.path)
@@ -250,101 +247,3 @@ def _run(
             ) from stop
     progress(Saved(str(out)))
     return found
-
-
-def draw_rounds(
-    chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, engine: Engine, progress: Listener,
-    pca: KeptPca | None = None,
-) -> None:  # fmt: skip
-    """Round after round, until the axis is as certain as asked for. A round is on record before it is drawn, so that a
-    run goes on with what it was in, also where another precision is asked for now."""
-    rounds = store.read_rounds(len(plan.roles))
-    if not rounds:
-        rounds.append(Recorded(first_round(plan).stop))
-    part: Round | None = None
-    number = 0
-    while number < len(rounds):
-        if number == len(rounds) - 1:
-            store.write_rounds(rounds)
-        part = plan.until(rounds[number].stop, part)
-        draw(chat, plan, part, judge, store, engine, progress, pca)
-        number += 1
-        if number == len(rounds):
-            _decide(plan, part, rounds, store, chat.n_layers, progress)
-    store.write_rounds(rounds)
-
-
-def _decide(
-    plan: Plan, part: Round, rounds: list[Recorded], store: RunStore, num_layers: int, progress: Listener
-) -> None:
-    """Write down what the last round, `part`, reached, and the round that the precision asks for after it, if any."""
-    if plan.options.precision >= 1:
-        if part.stop != plan.ceilings:
-            rounds.append(Recorded(plan.ceilings))
-        return
-    now = standing(plan, store, chosen_layers(plan, num_layers))
-    rounds[-1] = Recorded(part.stop, now.expected, now.low)
-    following = next_round(plan, part, now, rounds)
-    if following is not None:
-        rounds.append(Recorded(following.stop))
-    more = following.rollouts if following else 0
-    progress(Rounded(part.number + 1, int(now.drawn.sum()), now.expected, now.low, more))
-    if following is None and now.low < plan.options.precision:
-        progress(Note(f"a precision of {plan.options.precision:g} is not reached: {why_not(plan, part, rounds)}"))
-
-
-def _planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunStore, progress: Listener) -> Plan:
-    """The plan of this run: the one on disk if it is the same, else a new one with a batch size that was
-    tried out."""
-    stored = store.read_plan()
-    draft = source.plan(stored["batch_size"] if stored else source.options.batch_size or 1)
-    require_layers(draft)
-    KeptPca.of(draft, chat.hidden_size, store.path)
-    wanted = settings(chat, draft, judge, source.drawn_by)
-    if stored is not None:
-        refuse_difference(store.path, stored["settings"], wanted)
-        plan, trial = draft, Trial(**stored["trial"])
-        if stored["surroundings"] != surroundings(source.drawn_by):
-            progress(
-                Note(
-                    "this run began with other library versions or threads: "
-                    "the last bits may differ from a run in one go"
-                )
-            )
-    else:
-        trial = source.try_out(draft)
-        plan = source.plan(trial.batch_size)
-    done = drawn_so_far(plan, store)
-    store.cut_rollouts()
-    first = first_round(plan).rollouts
-
-    def seconds(rollouts: int) -> float:
-        return max(0, rollouts - done) / plan.batch_size * trial.batch_seconds + trial.calibration_seconds
-
-    progress(
-        Planned(
-            roles=len(plan.roles),
-            prompts=plan.prompts,
-            questions=len(plan.questions),
-            rollouts=plan.rollouts,
-            default_rollouts=plan.default_rollouts,
-            tokens=0 if source.given else (plan.rollouts - done) * plan.options.sampling.max_new_tokens,
-            given=source.given,
-            seconds=seconds(plan.rollouts),
-            batch_size=plan.batch_size,
-            done=done,
-            run_dir=str(store.path),
-            precision=plan.options.precision,
-            first_round=first,
-            first_seconds=seconds(first),
-        )
-    )
-    if stored is None:
-        record = {
-            "settings": wanted,
-            "batch_size": trial.batch_size,
-            "trial": trial._asdict(),
-            "surroundings": surroundings(source.drawn_by),
-        }
-        store.write_plan(record)
-    return plan
