@@ -89,17 +89,20 @@ class Display:
             f"reading {plan.rollouts:,} rollouts that exist already, of {plan.roles} {self.roles} and "
             f"{plan.default_rollouts:,} of the default, in batches of {plan.batch_size}"
         )
-        first = plan.first_seconds
-        time = clock(first) + (f" for the first round, {clock(plan.seconds)} for all" if first < plan.seconds else "")
+        now, whole = plan.round_seconds, plan.seconds
+        time = "time: not known for an engine that runs elsewhere"
+        if now is not None and whole is not None:
+            which = "this round" if plan.done else "the first round"
+            time = f"time: at most {clock(now)}" + (f" for {which}, {clock(whole)} for all" if now < whole else "")
         lines = [
             *([given] if plan.given else [asked, rounds]),
-            f"time: at most {time}; state in {plan.run_dir}",
+            f"{time}; state in {plan.run_dir}",
         ]
         if plan.done:
             lines.append(f"going on: {plan.done:,} rollouts are there already")
         for line in lines:
             self.console.print(line, markup=False, highlight=False)
-        if self.ask and first > LONG_SECONDS and not click.confirm("Start?", err=True):
+        if self.ask and (now is None or now > LONG_SECONDS) and not click.confirm("Start?", err=True):
             click.echo("called off, nothing was drawn", err=True)
             raise click.exceptions.Exit(1)
 

@@ -81,6 +81,7 @@ def _facts(traits: Traits) -> object:
         "stream": f"{len(traits.layers)} of {about['num_layers']} layers, hidden size {about['hidden_size']}",
         "traits": f"{len(traits.names)}, from {fewest} accepted replies a pole or more",
         "left out": ", ".join(below) if isinstance(below, dict) else "",
+        "engine": None if about.get("engine") == "transformers" else about.get("engine"),
         "judge": about["judge"],
         "date": about["date"],
     }

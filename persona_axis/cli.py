@@ -43,6 +43,7 @@ from persona_axis._terminal import debuggable, run
 _OF_AXES = {
     "roles": "--roles", "calibration": "--calibration", "role_layers": "--role-layers",
     "bfloat16_roles": "--bf16-roles", "rollout_pca": "--rollout-pca",
+    "precision": "--precision",
 }  # fmt: skip
 _OF_DRAWING = (
     "roles", "prompts", "questions", "default_samples", "precision", "max_new_tokens", "temperature", "top_p",

@@ -24,7 +24,7 @@ from persona_axis._asked import path_of, require
 from persona_axis._safefile import refuse_replacing
 from persona_axis._spacefile import save_space
 from persona_axis.chat import ChatModel
-from persona_axis.errors import ExtractionError
+from persona_axis.errors import ArgumentError, ExtractionError
 from persona_axis.extraction.engines import Local, MakesEngine
 from persona_axis.extraction.events import (
     Calibrating,
@@ -105,11 +105,16 @@ def extract(
     refused. With `options.rollout_pca` a space of single rollouts is saved beside the axis (`rolloutpca.space_path`).
     Raises `ExtractionError`, `JudgeError`, `AxisFileError`, and `Interrupted` on Ctrl-C.
     """
-    _require(chat, probes, options, judge, progress)
+    _require(chat, probes, options, judge, progress, engine)
     options = Options.preset(chat, probes) if options is None else options
     judge = default_judge(chat) if judge is None else judge
     _require_free(chat, judge, engine)
     source = Asked(chat, probes, options, engine)
+    if (most := source.plan(1).per_role) < options.min_accepted:
+        raise ExtractionError(
+            f"min_accepted={options.min_accepted}, but a role gets at most {most} replies: none would have a vector; "
+            f"ask more prompts or questions, or lower min_accepted (--min-accepted) to {most} or less"
+        )
     return _run(chat, source, _free(out, options), run_dir, judge, progress, finish)
 
 
@@ -157,7 +162,7 @@ def extract_traits(
     errors. Without `options` the plan is `Options.traits_preset(chat)`; without `judge` every reply counts: Troupe's
     parser knows no traits.
     """
-    _require(chat, probes, options, judge, progress)
+    _require(chat, probes, options, judge, progress, engine)
     _require_free(chat, judge, engine)
     options = Options.traits_preset(chat) if options is None else options
     if options.rollout_pca is not None:
@@ -181,8 +186,15 @@ def extract_traits(
     return _run(chat, source, path_of("out", out), run_dir, judge or AcceptAll(), progress, made)
 
 
-def _require(chat: ChatModel, probes: Probes, options: Options | None, judge: Judge | None, progress: Listener) -> None:
+def _require(
+    chat: ChatModel, probes: Probes, options: Options | None, judge: Judge | None, progress: Listener,
+    engine: MakesEngine = Local,
+) -> None:  # fmt: skip
     require("chat", chat, ChatModel)
+    if not callable(engine) or not isinstance(getattr(engine, "name", None), str):
+        raise ArgumentError(
+            f"engine={engine!r} makes no engine: take one by its name, persona_axis.extraction.engines.named('vllm')"
+        )
     require("probes", probes, Probes)
     require("progress", progress, Callable)  # type: ignore[arg-type]
     if options is not None:

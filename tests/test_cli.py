@@ -105,6 +105,7 @@ def test_extract_says_its_plan_first_and_its_figures_last(extracted: tuple[Path,
         assert word in figures, word
     axis = Axis.load(path)
     assert axis.metadata["seed"] == 0 and axis.metadata["judge"] == "all"
+    assert axis.metadata["engine"] == "transformers" and "engine" not in figures
     assert axis.metadata["sampling"]["max_new_tokens"] == 6
 
 
@@ -128,19 +129,23 @@ def listen(events: list[Event], monkeypatch: pytest.MonkeyPatch, *, ask: bool, a
 def test_a_long_run_is_asked_about_where_somebody_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     said = listen([PLANNED], monkeypatch, ask=True, answer="y\n")
     assert "at most 1:00:00 for the first round, 2:00:00 for all;" in said
-    whole = replace(PLANNED, seconds=60.0, first_seconds=60.0)
+    begun = listen([replace(PLANNED, done=3)], monkeypatch, ask=False, answer="")
+    assert "at most 1:00:00 for this round, 2:00:00 for all;" in begun
+    unknown = replace(PLANNED, seconds=None, round_seconds=None)
+    assert "time: not known" in listen([unknown], monkeypatch, ask=True, answer="y\n")
+    whole = replace(PLANNED, seconds=60.0, round_seconds=60.0)
     assert "at most 1:00;" in listen([whole], monkeypatch, ask=True, answer="")
     with pytest.raises(click.exceptions.Exit) as stopped:
         listen([PLANNED], monkeypatch, ask=True, answer="n\n")
     assert stopped.value.exit_code == 1
     listen([PLANNED], monkeypatch, ask=False, answer="n\n")
     listen([PLANNED], monkeypatch, ask=True, answer="n\n", tty=False)
-    listen([replace(PLANNED, first_seconds=60.0)], monkeypatch, ask=True, answer="n\n")
+    listen([replace(PLANNED, round_seconds=60.0)], monkeypatch, ask=True, answer="n\n")
 
 
 def test_progress_lives_in_a_terminal_and_prints_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Event] = [
-        replace(PLANNED, seconds=1.0, first_seconds=1.0, done=5), Note("[b]said[/b]"), Progress(50, 100, 1, 12.3, 61.2),
+        replace(PLANNED, seconds=1.0, round_seconds=1.0, done=5), Note("[b]said[/b]"), Progress(50, 100, 1, 12.3, 61.2),
         Progress(100, 100, 2, 12.3, 0.0), Rounded(2, 100, 0.9951, 0.9912, 0), Calibrating(20, 20),
         Saved("a.safetensors"),
     ]  # fmt: skip
@@ -188,6 +193,8 @@ def test_extract_again_goes_on_and_changed_settings_are_refused(
 def test_extract_with_the_continuous_engine(command: Command, model: Path, probes: Path) -> None:
     ended = command("extract", model, "--out", "a", "--probes", probes, "--roles", 4, "--engine", "continuous", *SMALL)
     assert ended.code == 0 and len(Axis.load("a").layers) == LAYERS
+    assert Axis.load("a").metadata["engine"] == "continuous"
+    assert "engine continuous" in flat(command("show", "a").out)
 
 
 def test_extract_names_its_file_after_the_model(command: Command, model: Path, probes: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from persona_axis import Axis
 from persona_axis.chat import ChatModel
-from persona_axis.errors import ExtractionError, JudgeError
+from persona_axis.errors import ArgumentError, ExtractionError, JudgeError
 from persona_axis.extract import Extraction, Interrupted, Options, extract, run_directory
 from persona_axis.extraction import events, means, quantiles, trial
 from persona_axis.extraction.certainty import split_half
@@ -297,11 +297,11 @@ def test_some_layers_only_and_roles_that_have_too_few(tmp_path: Path) -> None:
 
 
 def test_too_few_accepted_anywhere_says_so_and_can_be_mended_without_drawing_again(tmp_path: Path) -> None:
-    options = replace(SMALL, min_accepted=17)
-    with pytest.raises(ExtractionError, match="0 of 6 roles have 17 accepted.*16 of 16"):
-        extract(tiny.chat(), tiny.probes(), options, out=tmp_path / "a", judge=AcceptAll())
+    options, judge = replace(SMALL, min_accepted=16), ByHash()
+    with pytest.raises(ExtractionError, match="0 of 6 roles have 16 accepted.* of 16. The judge 'by hash' decides"):
+        extract(tiny.chat(), tiny.probes(), options, out=tmp_path / "a", judge=judge)
     heard: list[events.Event] = []
-    extract(tiny.chat(), tiny.probes(), SMALL, out=tmp_path / "a", judge=AcceptAll(), progress=heard.append)
+    extract(tiny.chat(), tiny.probes(), SMALL, out=tmp_path / "a", judge=judge, progress=heard.append)
     assert not any(isinstance(event, events.Progress) for event in heard)
 
 
@@ -428,6 +428,27 @@ def test_a_plan_asks_all_prompts_and_questions_that_the_probes_have() -> None:
     assert plan.per_role == fewest * asked
     uneven = replace(probes, roles=(replace(probes.roles[0], prompts=probes.roles[0].prompts[:1]), *probes.roles[1:]))
     assert make_plan(chat, uneven, Options(), 8).prompts == 1
+
+
+def test_the_longest_prompt_may_be_the_defaults() -> None:
+    probes = replace(tiny.probes(), defaults=("", "you are a helper . " * 40))
+    plan = make_plan(tiny.chat(), probes, Options(), 8)
+    assert plan.longest(3)[0].role == DEFAULT and plan.longest(3)[0].prompt == 1
+
+
+def test_one_role_is_no_axis_and_a_plan_too_small_is_told_before_anything_is_drawn(tmp_path: Path) -> None:
+    one = replace(tiny.probes(), roles=tiny.probes().roles[:1])
+    with pytest.raises(ExtractionError, match="the probes have 1 role"):
+        extract(tiny.chat(), one, out=tmp_path / "a")
+    with pytest.raises(ExtractionError, match=r"gets at most 4 replies.*--min-accepted\) to 4 or less"):
+        extract(tiny.chat(), tiny.probes(), replace(SMALL, prompts=1, questions=4, min_accepted=5), out=tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_makes_no_engine(tmp_path: Path) -> None:
+    for wrong in ("vllm", None, lambda *_: None):
+        with pytest.raises(ArgumentError, match="makes no engine: take one by its name"):
+            extract(tiny.chat(), tiny.probes(), SMALL, out=tmp_path / "a", engine=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

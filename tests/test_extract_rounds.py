@@ -20,7 +20,7 @@ from persona_axis.extract import Interrupted, Options, extract, run_directory
 from persona_axis.extraction import events
 from persona_axis.extraction.certainty import Certainty, SplitHalf, noise_free, split_half, split_prompts
 from persona_axis.extraction.plan import DEFAULT, Plan, make_plan
-from persona_axis.extraction.rounds import Standing, first_round, given_up, in_vain, next_round
+from persona_axis.extraction.rounds import Standing, first_round, given_up, in_vain, next_round, why_not
 from persona_axis.extraction.store import Recorded
 from persona_axis.judges import Judged
 from persona_axis.sampling import Sampling
@@ -118,7 +118,35 @@ class TestCertainty:
         assert split_prompts(by_prompt[:, :1], np.ones((6, 1)), *default, seed=0) is None
 
 
+    @pytest.mark.parametrize("groups", [2, 3])
+    def test_of_too_few_questions_nothing_is_certain(self, groups: int) -> None:
+        rng = np.random.default_rng(2)
+        sums, default = rng.normal(size=(6, groups, 20)), 5 + rng.normal(size=(groups, 20))
+        found = split_half(sums, np.ones((6, groups)), default, np.ones(groups), seed=0)
+        assert 0.5 < found.cosine < 1 and (found.low, found.high) == (-1.0, 1.0)
+        assert Certainty(found, None).low == 0
+
+
 class TestAllocation:
+    def test_batches_are_counted_as_they_are_drawn(self) -> None:
+        plan = plan_of(replace(OPTIONS, batch_size=7))
+        for part in (first_round(plan), plan.until(plan.ceilings, first_round(plan)), plan.until((3, *[0] * ROLES))):
+            drawn = [len(plan.block(index, part).batches) for index in range(plan.n_blocks)]
+            assert plan.batches(part) == sum(drawn)
+
+    def test_why_a_run_ends_short(self) -> None:
+        plan = plan_of(replace(OPTIONS, min_accepted=10))
+        part = plan.until((60, *[12] * ROLES))
+        refused = known(part.stop, [1.0] * 7, 0.0, [60, 10, 3, 3, 3, 3, 3])
+        again = [Recorded((30, *[5] * ROLES), 0.0, 0.0), Recorded(part.stop, 0.0, 0.0)]
+        said = why_not(plan, part, refused, again)
+        assert said == "1 of 6 roles have 10 accepted replies; of 72 that were drawn in roles the judge accepted 25"
+        enough = known(part.stop, [1.0] * 7, 0.5)
+        assert "hardly helped" in why_not(plan, part, enough, again)
+        assert "more prompts, questions or default_samples" in why_not(plan, part, enough, again[1:])
+        few = plan_of(replace(OPTIONS, questions=3))
+        assert "3 questions are too few to tell" in why_not(few, part, enough, again)
+
     def test_the_first_round_can_give_every_role_its_vector(self) -> None:
         plan = plan_of(replace(OPTIONS, min_accepted=10))
         first = first_round(plan)

@@ -11,6 +11,8 @@ Array = NDArray[np.float64]
 
 SPLITS = 50
 DRAWS = 200
+LEAST_GROUPS = 4
+"""Question groups that an interval needs: of fewer, halves have one or two, and drawing them again tells nothing."""
 
 
 class SplitHalf(NamedTuple):
@@ -65,11 +67,13 @@ def split_half(
     hidden] and `default_counts` [groups]. The groups are split in two at random, SPLITS times; each half
     gives an axis (default - mean over roles, each role weighing the same). For the interval the groups of
     each half are drawn again with replacement, DRAWS times. Drawing again adds noise, which lowers the
-    cosine, so the distances from 1 are scaled back to have the mean that was measured.
+    cosine, so the distances from 1 are scaled back to have the mean that was measured. With fewer than LEAST_GROUPS
+    groups the interval is all that a cosine may be.
     """
     rng = np.random.default_rng(seed)
     weights = _halves(rng, SPLITS + DRAWS, counts.shape[1])
-    return _measured(weights[:, :, None], weights, sums, counts, default_sums, default_counts)
+    found = _measured(weights[:, :, None], weights, sums, counts, default_sums, default_counts)
+    return found if counts.shape[1] >= LEAST_GROUPS else found._replace(low=-1.0, high=1.0)
 
 
 def split_prompts(

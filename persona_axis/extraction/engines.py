@@ -49,6 +49,8 @@ class MakesEngine(Protocol):
 
 
 NAMES = ("transformers", "continuous", "vllm")
+ELSEWHERE = ("vllm",)
+"""Those that generate with a copy of the model in processes of their own: a trial here would say nothing of them."""
 
 
 def named(name: str, arguments: Mapping[str, Any] | None = None) -> MakesEngine:

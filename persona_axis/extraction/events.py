@@ -13,8 +13,9 @@ class Planned:
 
     `rollouts` are those of the whole plan, drawn only as far as the `precision` needs them (1: all of them),
     `first_round` of them before anything is decided. `tokens` is the most that can be generated; `seconds` an upper
-    estimate from a timed trial, calibration included, and `first_seconds` the same for the first round; `done` rollouts
-    were there already and are kept. `given`: replies exist already and are read only.
+    estimate from a timed trial, calibration included, and `round_seconds` the same for the round that comes now, or
+    for all where none is decided on; None where nothing was tried out, for an engine that runs elsewhere. `done`
+    rollouts were there already and are kept. `given`: replies exist already and are read only.
     """
 
     roles: int
@@ -23,13 +24,13 @@ class Planned:
     rollouts: int
     default_rollouts: int
     tokens: int
-    seconds: float
+    seconds: float | None
     batch_size: int
     done: int
     run_dir: str
     precision: float
     first_round: int
-    first_seconds: float
+    round_seconds: float | None
     given: bool = False
 
 

@@ -37,7 +37,7 @@ def finish(
     default_counts = store.tensor(0, "counts").numpy()[0]
     tallies = torch.cat([store.tensor(b, "tallies") for b in range(plan.n_blocks)])
     drawn = tallies[:, TALLIES.index("drawn")].numpy()
-    kept = _kept(plan, counts, int(default_counts.sum()), drawn[1:])
+    kept = _kept(plan, judge, counts, int(default_counts.sum()), drawn[1:])
     default, mean, certainty = _means(plan, store, kept)
     taken = quantiles.sample(store.rollouts(), plan, [plan.roles[i] for i in kept])
     direction = torch.from_numpy(directions(default, mean[None]))
@@ -47,6 +47,8 @@ def finish(
     below = {name: n for name, n in accepted.items() if name not in set(names)}
     totals = {name: int(tallies[:, i].sum()) for i, name in enumerate(TALLIES)}
     notes = run_notes(chat, plan, totals, below)
+    if plan.prompts == 1:
+        notes.append("one prompt a role: how much other wordings would change the axis is not measured")
     by_prompts = [one.prompts for one in certainty if one.prompts is not None]
     metadata = run_metadata(chat, plan, judge, store) | {
         "role_names": names,
@@ -91,7 +93,7 @@ def finish(
     )
 
 
-def _kept(plan: Plan, counts: NDArray[Any], default_count: int, drawn: NDArray[Any]) -> list[int]:
+def _kept(plan: Plan, judge: Judge, counts: NDArray[Any], default_count: int, drawn: NDArray[Any]) -> list[int]:
     """Positions in the plan of the roles with enough accepted rollouts."""
     least, accepted = plan.options.min_accepted, counts.sum(axis=1)
     kept = [i for i, n in enumerate(accepted) if n >= least]
@@ -100,9 +102,10 @@ def _kept(plan: Plan, counts: NDArray[Any], default_count: int, drawn: NDArray[A
     if len(kept) < 2:
         best = int(np.argmax(accepted))
         raise ExtractionError(
-            f"{len(kept)} of {len(accepted)} roles have {least} accepted rollouts, "
-            "at least 2 must: the most has "
-            f"{plan.role(plan.roles[best]).name!r} with {int(accepted[best])} of {int(drawn[best])}"
+            f"{len(kept)} of {len(accepted)} roles have {least} accepted rollouts, at least 2 must: the most has "
+            f"{plan.role(plan.roles[best]).name!r} with {int(accepted[best])} of {int(drawn[best])}. The judge "
+            f"{judge.name!r} decides what counts: take another (--judge; all accepts everything), a milder --accept, "
+            "or fewer with --min-accepted"
         )
     return kept
 

@@ -50,7 +50,7 @@ class Options:
         for name, bound in {**least, "seed": 0, **most}.items():
             if name in least or name == "seed" or getattr(self, name) is not None:
                 whole(name, getattr(self, name), ExtractionError, bound)
-        if not isinstance(self.precision, (int, float)) or not 0 < self.precision <= 1:
+        if type(self.precision) not in (int, float) or not 0 < self.precision <= 1:
             raise ExtractionError(f"precision must lie in (0, 1], 1 for the whole plan, got {self.precision}")
         require("sampling", self.sampling, Sampling)
         if self.layers is not None:
@@ -61,7 +61,7 @@ class Options:
                 raise ExtractionError(f'role_layers must be "all" or rising layers, each once, got {told!r}')
             object.__setattr__(self, "role_layers", rising)
         accept = self.accept if isinstance(self.accept, Collection) else ()
-        if not accept or any(score not in (0, 1, 2, 3) for score in accept):
+        if not accept or any(type(score) is not int or not 0 <= score <= 3 for score in accept):
             raise ExtractionError(f"accept must name scores from 0 to 3, got {self.accept!r}")
 
     @classmethod

@@ -134,6 +134,12 @@ class Plan:
         start = before.stop if before else (0,) * len(stop)
         return Round(before.number + 1 if before else 0, start, stop)
 
+    def batches(self, part: Round) -> int:
+        """Batches of a round: none lies in two blocks, and the larger the model, the fewer roles has a block."""
+        drawn = {role: part.stop[place] - part.start[place] for role, place in self._places.items()}
+        blocks = [(DEFAULT,), *self._role_blocks]
+        return sum(-(-sum(drawn[role] for role in block) // self.batch_size) for block in blocks)
+
     @cached_property
     def _role_blocks(self) -> list[tuple[int, ...]]:
         by_batches = -(-_BATCHES_PER_BLOCK * self.batch_size // min(self.per_role, _USUAL))
@@ -182,8 +188,8 @@ class Plan:
         questions = sorted(self.questions, key=lambda q: -len(self.probes.questions[q]))[:count]
         prompts = [
             (len(p), r, i)
-            for r in self.roles
-            for i, p in enumerate(self.role(r).prompts[: self.prompts])
+            for r in (DEFAULT, *self.roles)
+            for i, p in enumerate(self.role(r).prompts[: self.prompts_of(r)])
         ]
         _, role, prompt = max(prompts)
         items = [Item(role, prompt, q, 0) for q in questions]
@@ -236,6 +242,8 @@ def make_plan(chat: ChatModel, probes: Probes, options: Options, batch_size: int
             f"layers must be increasing indices from 0 to {chat.n_layers - 1}, each once, got {list(layers)}"
         )
     plan = Plan(probes, options, batch_size, probes.defaults_for(chat.display_name), layers, 0)
+    if len(plan.roles) < 2:
+        raise ExtractionError(f"the probes have {len(plan.roles)} role: an axis needs at least 2 to be told from")
     size = (plan.groups + plan.prompts) * len(layers) * chat.hidden_size * 4
     return Plan(probes, options, batch_size, plan.defaults, layers, size)
 

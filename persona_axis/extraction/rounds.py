@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_axis.extraction.certainty import Certainty, noise_free
+from persona_axis.extraction.certainty import LEAST_GROUPS, Certainty, noise_free
 from persona_axis.extraction.layersums import LayerSums
 from persona_axis.extraction.plan import Plan, Round
 from persona_axis.extraction.store import TALLIES, Recorded, RunStore
@@ -93,14 +93,22 @@ def in_vain(rounds: Sequence[Recorded]) -> bool:
     return 1 - now.low > _HARDLY * (1 - before.low)
 
 
-def why_not(plan: Plan, last: Round, rounds: Sequence[Recorded]) -> str:
+def why_not(plan: Plan, last: Round, now: Standing, rounds: Sequence[Recorded]) -> str:
     """Why a run ends short of its precision, for people."""
+    least = plan.options.min_accepted
+    if (kept := int((now.accepted[1:] >= least).sum())) < 2:
+        return (
+            f"{kept} of {len(plan.roles)} roles have {least} accepted replies; of {int(now.drawn[1:].sum()):,} that "
+            f"were drawn in roles the judge accepted {int(now.accepted[1:].sum()):,}"
+        )
+    if plan.groups < LEAST_GROUPS:
+        return f"{len(plan.questions)} questions are too few to tell how certain it is; ask at least {LEAST_GROUPS}"
     if in_vain(rounds):
         return (
             f"twice the rollouts hardly helped, so what is left is how {plan.prompts} prompts and "
             f"{len(plan.questions)} questions differ; ask more of them"
         )
-    return f"the plan's {sum(last.stop):,} rollouts are drawn; a larger plan has more"
+    return f"the plan's {sum(last.stop):,} rollouts are drawn; more prompts, questions or default_samples have more"
 
 
 def given_up(now: Standing) -> NDArray[np.bool_]:

@@ -40,10 +40,14 @@ def planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunStor
         plan = source.plan(trial.batch_size)
     done = drawn_so_far(plan, store)
     store.cut_rollouts()
-    first = first_round(plan).rollouts
+    first = first_round(plan)
+    part = _begun(plan, store) or first
+    whole = plan.until(plan.ceilings)
 
-    def seconds(rollouts: int) -> float:
-        return max(0, rollouts - done) / plan.batch_size * trial.batch_seconds + trial.calibration_seconds
+    def seconds(part: Round) -> float | None:
+        share = max(0, sum(part.stop) - done) / max(1, part.rollouts)
+        batches = plan.batches(part) * min(1.0, share)
+        return None if trial.batch_seconds is None else batches * trial.batch_seconds + trial.calibration_seconds
 
     progress(
         Planned(
@@ -54,13 +58,13 @@ def planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunStor
             default_rollouts=plan.default_rollouts,
             tokens=0 if source.given else (plan.rollouts - done) * plan.options.sampling.max_new_tokens,
             given=source.given,
-            seconds=seconds(plan.rollouts),
+            seconds=seconds(whole),
             batch_size=plan.batch_size,
             done=done,
             run_dir=str(store.path),
             precision=plan.options.precision,
-            first_round=first,
-            first_seconds=seconds(first),
+            first_round=first.rollouts,
+            round_seconds=seconds(part),
         )
     )
     if stored is None:
@@ -72,6 +76,18 @@ def planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunStor
         }
         store.write_plan(record)
     return plan
+
+
+def _begun(plan: Plan, store: RunStore) -> Round | None:
+    """The round that a run is in; of one whose precision is not reached, all that is left to draw."""
+    rounds = store.read_rounds(len(plan.roles))
+    if not rounds:
+        return None
+    before = plan.until(rounds[-2].stop) if len(rounds) > 1 else None
+    last = rounds[-1]
+    if last.low is not None and last.low < plan.options.precision:
+        return plan.until(plan.ceilings, plan.until(last.stop))
+    return plan.until(last.stop, before)
 
 
 def draw_rounds(
@@ -112,4 +128,4 @@ def _decide(
     more = following.rollouts if following else 0
     progress(Rounded(part.number + 1, int(now.drawn.sum()), now.expected, now.low, more))
     if following is None and now.low < plan.options.precision:
-        progress(Note(f"a precision of {plan.options.precision:g} is not reached: {why_not(plan, part, rounds)}"))
+        progress(Note(f"a precision of {plan.options.precision:g} is not reached: {why_not(plan, part, now, rounds)}"))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
-from persona_axis.extraction.engines import Engine, MakesEngine
+from persona_axis.extraction.engines import ELSEWHERE, Engine, MakesEngine
 from persona_axis.extraction.given import GivenJudge, Reader, require_judge, try_reading
 from persona_axis.extraction.givenplan import GivenPlan, given_plan
 from persona_axis.extraction.options import Options
 from persona_axis.extraction.plan import Plan, make_plan
 from persona_axis.extraction.responses import read_responses, run_beside
 from persona_axis.extraction.store import RunStore
-from persona_axis.extraction.trial import Trial, try_out
+from persona_axis.extraction.trial import LARGEST, Trial, try_out
 from persona_axis.judges import Judge
 from persona_axis.probes import Probes
 
@@ -33,7 +33,9 @@ class Asked:
         return make_plan(self.chat, self.probes, self.options, batch_size)
 
     def try_out(self, draft: Plan) -> Trial:
-        """A batch size that fits, and how long it will take."""
+        """A batch size that fits, and how long it will take; nothing is tried for an engine that runs elsewhere."""
+        if self.drawn_by in ELSEWHERE:
+            return Trial(self.options.batch_size or LARGEST, None, 0.0)
         return try_out(self.chat, draft, self.options.batch_size)
 
 
@@ -41,13 +43,13 @@ class Given:
     """Rollouts that exist already."""
 
     given = True
-    drawn_by = Reader.name
 
     def __init__(self, chat: ChatModel, path: Path, probes: Probes, options: Options, judge: Judge | None) -> None:
         run = run_beside(path)
         if run is not None and run["probes"] != probes.fingerprint:
             raise ExtractionError(f"{path} was drawn with other probes: name them, its numbers mean nothing in these")
         self.chat, self.options, self._run = chat, options, run
+        self.drawn_by = f"{Reader.name} ({run['engine']})" if run else Reader.name
         self.responses = read_responses(path, probes, probes.defaults_for(chat.display_name))
         require_judge(self.responses, judge)
         said = f"given ({run['judge']})" if run else "given"

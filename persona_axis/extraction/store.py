@@ -351,9 +351,13 @@ def _differences(stored: Any, wanted: Any, name: str) -> Iterator[str]:
         for key in sorted({*stored, *wanted}):
             yield from _differences(stored.get(key), wanted.get(key), f"{name}.{key}" if name else key)
     elif stored != wanted:
-        yield f"{name} was {_short(stored)}, is now {_short(wanted)}"
+        was, now = (json.dumps(value, ensure_ascii=False) for value in (stored, wanted))
+        alike = next((i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), min(len(was), len(now)))
+        yield f"{name} was {_short(was, alike)}, is now {_short(now, alike)}"
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _short(text: str, at: int) -> str:
+    """A text, or of a long one what is around the place `at`."""
+    start = max(0, at - 20) if len(text) > 60 else 0
+    end = start + 54 if len(text) > start + 60 else len(text)
+    return f"{'...' if start else ''}{text[start:end]}{'...' if end < len(text) else ''}"

@@ -24,11 +24,11 @@ _TRIAL_TOKENS = 32  # enough for short replies to end by themselves, which makes
 
 
 class Trial(NamedTuple):
-    """A batch size that fits, the seconds a batch needs at most, and a generous guess for the calibration's
-    seconds."""
+    """A batch size that fits, the seconds a batch needs at most (None where that was not tried), and a generous guess
+    for the calibration's seconds."""
 
     batch_size: int
-    batch_seconds: float
+    batch_seconds: float | None
     calibration_seconds: float
 
 
