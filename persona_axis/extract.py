@@ -7,8 +7,8 @@
 
 Rollouts are drawn in planned batches while their means are read from the residual stream; a judge decides
 which count; sums are kept by role and question group, so that neither memory nor disk grows with the number
-of rollouts (only the text log does). A run that is killed goes on where it was, and ends bit for bit as if it
-had not been.
+of rollouts (only the text log does). A run that is killed goes on where it was, and ends as if it had not been,
+bit for bit but for engines that mix rollouts as they come.
 """
 
 from __future__ import annotations
