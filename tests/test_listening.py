@@ -105,7 +105,7 @@ USAGE = {
     "alpha": "'alpha' is not a setting",
     "distractors=0": "distractors=0: at least one is needed",
     "choose=best": "choose=best: distractors are chosen random or similar",
-    "alpha=-1": "alpha must be a finite number >= 0, got -1.0",
+    "alpha=-1": "alpha must be a number from 0 to 1e+06, got -1.0",
     "prior=first": "prior must be one of posterior, uniform, last",
     "distractors=9999": "9999 distractors asked for",
 }

@@ -87,7 +87,8 @@ class Learned:
 
     After the memory of the paper (Kaiser et al., ICLR 2017): a context whose nearest neighbour helped with the same
     distractor is merged into it, any other is kept for itself, in place of what was of no use for longest once there
-    are `size`. Its keys are words of persona and conversation and not a network's states: nothing is trained.
+    are `size`. Where none helped, nothing is kept. Its keys are words of persona and conversation and not a network's
+    states: nothing is trained.
     """
 
     rarity: Weights
@@ -95,12 +96,20 @@ class Learned:
     kept: tuple[Kept, ...] = ()
     clock: int = 0
 
+    def __post_init__(self) -> None:
+        whole("size", self.size, ListenerError, 1)
+
     def learn(self, messages: Messages, gains: Mapping[str, float]) -> Learned:
         """This memory with a context and how much each distractor helped in it (`gain_of`); the best is kept."""
         require("gains", gains, Mapping)
         if not gains:
             raise ListenerError("no distractor was tried in this context: give the gain of at least one")
+        for name, gain in gains.items():
+            if type(gain) not in (int, float) or not math.isfinite(gain):
+                raise ListenerError(f"the gain of {name!r:.60} must be a finite number of nats, got {gain!r:.40}")
         best, key, now = max(gains, key=gains.__getitem__), self._key(messages), self.clock + 1
+        if gains[best] <= 0:
+            return Learned(self.rarity, self.size, self.kept, now)
         kept = list(self.kept)
         near = max(range(len(kept)), key=lambda i: likeness(key, kept[i].key), default=None)
         if near is not None and kept[near].distractor == best and likeness(key, kept[near].key) > 0:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -72,6 +72,9 @@ def posterior(
         raise ListenerError(f"{len(replies)} replies to {len(worlds)} conversations: give one to each")
     pairs = zip(worlds, replies, strict=True)
     said = [reply_ids(chat, row[0], reply) if isinstance(reply, str) else list(reply) for row, reply in pairs]
+    most: Any = chat.model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
+    if odd := [token for ids in said for token in ids if type(token) is not int or not 0 <= token < most]:
+        raise ListenerError(f"a reply holds {odd[0]!r}, which is no token of {chat.name}: ids go from 0 to {most - 1}")
     rows = encode_worlds(chat, worlds, room=max(map(len, said), default=0))
     prompts = [prompt for row in rows for prompt in row]
     each = [ids for ids, row in zip(said, rows, strict=True) for _ in row]

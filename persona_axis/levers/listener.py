@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from persona_axis.levers.worlds import Worlds
 
 Prior = Literal["posterior", "uniform", "last"]
+_MOST = 1e6
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Listener:
     the token before, so that all of the reply counts. "uniform": nothing. "last": what the token before says by
     itself, its posterior from a uniform prior, so that a window of two tokens counts. The paper's settings are alpha 8,
     beta 1 (Dialogue NLI) and alpha 2, beta .5 (PersonaChat), with two distractors. Raises `ListenerError` for numbers
-    that are negative or not finite, and for another prior.
+    that are negative or beyond a million, where float32 has nothing left to tell, and for another prior.
     """
 
     alpha: float = 2.0
@@ -50,8 +51,8 @@ class Listener:
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-                raise ListenerError(f"{name} must be a finite number >= 0, got {value!r}")
+            if not (isinstance(value, (int, float)) and 0 <= value <= _MOST):
+                raise ListenerError(f"{name} must be a number from 0 to {_MOST:g}, got {value!r}")
         if self.prior not in get_args(Prior):
             raise ListenerError(f"prior must be one of {', '.join(get_args(Prior))}, got {self.prior!r}")
 
@@ -106,16 +107,17 @@ class Speaker(LogitsProcessor):
 
     The worlds of a row stand next to each other, the true one first. They all get the same log S1, so that greedy
     choice feeds each of them the same token; whatever draws must stand in `then` (`Sampling.processors()`), which sees
-    one line for each row, and not in `generate` (`do_sample=False`). It must be the first processor: it takes raw
-    logits. Raises `ListenerError` where the batch is another (beam search), where the worlds of a row were fed
-    different tokens, and when it is used for a second call.
+    one line for each row, and not in `generate` (`do_sample=False`). It must be the first processor, and cannot see
+    whether it is: a penalty in `generate`'s arguments or in the model's generation config would run before it. Raises
+    `ListenerError` where the batch is another (beam search), where the worlds of a row were fed different tokens, and
+    when it is used for a second call.
     """
 
     def __init__(self, listener: Listener, rows: int, worlds: int, then: Sequence[LogitsProcessor] = ()) -> None:
         self.listener, self.rows, self.worlds, self.then = listener, rows, worlds, tuple(then)
         self._before: Tensor | None = None  # log S0 of the step before
         self._prior: Tensor | None = None
-        self._length = 0
+        self._said: Tensor | None = None  # ids [rows * worlds, length] of the step before
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """log S1 [rows * worlds, vocabulary] from raw logits of that shape, `input_ids` [rows * worlds, length]."""
@@ -126,7 +128,7 @@ class Speaker(LogitsProcessor):
             )
         log_s0 = log_s0_of(scores).view(self.rows, self.worlds, -1)
         self._prior = self._heard(input_ids, log_s0)
-        self._before, self._length = log_s0, input_ids.shape[1]
+        self._before, self._said = log_s0, input_ids
         spoken = self.listener.speak(log_s0, self._prior)
         for processor in self.then:
             spoken = processor(input_ids[:: self.worlds], spoken)
@@ -134,12 +136,13 @@ class Speaker(LogitsProcessor):
 
     def _heard(self, input_ids: Tensor, log_s0: Tensor) -> Tensor:
         """The prior before this step's token [rows, worlds]."""
-        if self._before is None or self._prior is None:
+        if self._before is None or self._prior is None or self._said is None:
             return undecided(log_s0[..., 0])
-        if input_ids.shape[1] != self._length + 1:
+        if not torch.equal(input_ids[:, :-1], self._said):
             raise ListenerError(
-                f"a listener's speaker goes with one `generate`, a token a step: it had heard {self._length} tokens "
-                f"and now {input_ids.shape[1]}; make a new one for each call, and use no assistant model"
+                f"a listener's speaker goes with one `generate`, a token a step: it had heard {self._said.shape[1]} "
+                f"tokens, and the {input_ids.shape[1]} now are not those and one more; make a new one for each call, "
+                "and use no assistant model"
             )
         said = input_ids[:, -1].view(self.rows, self.worlds)
         if bool((said != said[:, :1]).any()):

@@ -94,8 +94,16 @@ class Ranking:
     places: tuple[Place, ...]
 
     def share(self, kind: str) -> Estimate:
-        """Share of contexts in which `kind` came first, with a 95% bootstrap interval over contexts."""
-        return statistics.mean(self._hits(kind))
+        """Share of contexts in which `kind` came first, with a 95% bootstrap interval over contexts; Wilson's where it
+        was all or none, which drawing again would call certain."""
+        hits = self._hits(kind)
+        if len(set(hits)) == 1:
+            return statistics.wilson(int(sum(hits)), len(hits))
+        return statistics.mean(hits)
+
+    def rise(self, base: Ranking, kind: str = "gold") -> Estimate:
+        """By how much `base`'s share rose, over the same contexts."""
+        return statistics.paired_difference(base._hits(kind), self._hits(kind))
 
     def fall(self, base: Ranking, kind: str = "contradicting") -> Estimate:
         """By how much of itself `base`'s share fell, over the same contexts: .25 is a quarter less."""
@@ -150,6 +158,10 @@ def _places(
 ) -> list[Place]:
     lines = context.lines
     said = [reply_ids(chat, context.messages, line) for _, line in lines]
+    for i, ids in enumerate(said):
+        if ids in said[:i]:
+            pair = f"{lines[said.index(ids)][1]!r:.60} and {lines[i][1]!r:.60}"
+            raise ListenerError(f"two candidates are the same tokens: {pair}")
     (prompts,) = encode_worlds(chat, [persona_worlds(context.messages, distractors)], room=max(map(len, said)))
     worlds = [continuations(chat, prompt, said, batch) for prompt in prompts]
     totals: list[list[float]] = [[] for _ in listeners]
@@ -157,11 +169,17 @@ def _places(
         log_s0 = torch.stack(each, 1)
         for kept, listener in zip(totals, listeners, strict=True):
             kept.append(float(log_s1(listener, log_s0, ids).double().sum()))
-    found = []
-    for kept in totals:
-        mean = [total / len(ids) for total, ids in zip(kept, said, strict=True)]
-        found.append(Place(lines[max(range(len(mean)), key=mean.__getitem__)][0], kept[0], len(said[0])))
-    return found
+    return [_place([kind for kind, _ in lines], kept, [len(ids) for ids in said]) for kept in totals]
+
+
+def _place(kinds: Sequence[str], totals: Sequence[float], tokens: Sequence[int]) -> Place:
+    """Which kind comes first, from each candidate's log-probability. The gold reply, which is candidate 0, has to be
+    above all others: nothing is gained by a tie."""
+    mean = [total / count for total, count in zip(totals, tokens, strict=True)]
+    if any(map(math.isnan, mean)):
+        raise ListenerError(f"a {kinds[list(map(math.isnan, mean)).index(True)]} candidate's probability is no number")
+    best = max(range(len(mean)), key=lambda i: (mean[i], i > 0))
+    return Place(kinds[best], totals[0], tokens[0])
 
 
 def grid(alphas: Sequence[float], betas: Sequence[float]) -> list[Listener]:

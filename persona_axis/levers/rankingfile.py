@@ -59,7 +59,7 @@ def _context(record: Mapping[str, Any]) -> Context:
     gold = given.get("gold")
     candidates = {kind: _texts(lines, f"candidates.{kind}") for kind, lines in given.items() if kind != "gold"}
     return Context(
-        persona if isinstance(persona, str) else " ".join(_texts(persona, "persona")),
+        _text(persona, "persona") if isinstance(persona, str) else " ".join(_texts(persona, "persona")),
         tuple(_turn(turn, i) for i, turn in enumerate(turns)),
         {"gold": () if gold is None else (_text(gold, "candidates.gold"),), **candidates},
         _texts(record.get("distractors", []), "distractors"),
@@ -68,7 +68,7 @@ def _context(record: Mapping[str, Any]) -> Context:
 
 def _turn(turn: Any, number: int) -> dict[str, str]:
     if isinstance(turn, str):
-        return {"role": _SPEAKERS[number % 2], "content": turn}
+        return {"role": _SPEAKERS[number % 2], "content": _text(turn, f"context[{number}]")}
     if not isinstance(turn, dict) or set(turn) != {"role", "content"} or turn["role"] not in _SPEAKERS:
         raise ListenerError(f"context[{number}] must be a text, or a role (user or assistant) with its content")
     return {"role": turn["role"], "content": _text(turn["content"], f"context[{number}].content")}
@@ -83,4 +83,6 @@ def _texts(value: Any, what: str) -> tuple[str, ...]:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise ListenerError(f"{what} must be a text, got {type(value).__name__}")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ListenerError(f"{what} holds half a character (a lone surrogate)")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import chat_factory as tiny
@@ -71,6 +72,7 @@ class TestLearned:
         again = again.learn(asked("what bread ?"), {POOL[1]: 1.0})
         assert [kept.distractor for kept in again.kept] == [POOL[2], POOL[1]]
         assert not self.EMPTY.kept
+        assert memory.learn(asked("bread ?"), {POOL[1]: -0.5, POOL[2]: 0.0}).kept == memory.kept  # none helped
 
 
 BAD: dict[str, tuple[Callable[[ChatModel], object], str]] = {
@@ -82,6 +84,8 @@ BAD: dict[str, tuple[Callable[[ChatModel], object], str]] = {
     "empty reply": (lambda c: confusable(c, asked(), "", POOL), "the reply is empty"),
     "no memory": (lambda c: Learned({}).choose(asked()), "2 distractors asked for, the memory knows 0"),
     "no gains": (lambda c: Learned({}).learn(asked(), {}), "no distractor was tried"),
+    "gain": (lambda c: Learned({}).learn(asked(), {"x": math.nan}), "gain of 'x' must be a finite number of nats, got"),
+    "no room": (lambda c: Learned({}, size=0), "size must be"),
 }
 
 

@@ -259,7 +259,8 @@ class TestPosterior:
 
 
 BAD: dict[str, tuple[Callable[[ChatModel], object], str]] = {
-    "alpha": (lambda c: Listener(-1.0), "alpha must be a finite number >= 0, got -1.0"),
+    "alpha": (lambda c: Listener(-1.0), r"alpha must be a number from 0 to 1e\+06, got -1.0"),
+    "huge": (lambda c: Listener(beta=1e40), r"beta must be a number from 0 to 1e\+06, got 1e\+40"),
     "beta": (lambda c: Listener(1.0, math.nan), "beta must be .* got nan"),
     "prior": (lambda c: Listener(1.0, 1.0, "first"), "one of posterior, uniform, last, got 'first'"),  # type: ignore[arg-type]
     "persona": (lambda c: persona_worlds(asked(), ["Be  ghost ."]), "distractor 0 is the persona itself"),
@@ -321,3 +322,8 @@ class TestPlainTransformers:
         self.call(chat, speaker, do_sample=False)
         with pytest.raises(ListenerError, match="make a new one for each call"):
             self.call(chat, speaker, do_sample=False)
+        fresh = Speaker(Listener(), 1, 3)
+        ids, scores = torch.tensor([[5, 6], [7, 6], [8, 6]]), torch.randn(3, 40)
+        fresh(ids, scores)
+        with pytest.raises(ListenerError, match="are not those and one more"):  # another prompt, a token longer
+            fresh(torch.tensor([[5, 9, 9], [7, 9, 9], [8, 9, 9]]), scores)

@@ -15,7 +15,7 @@ import torch
 from persona_axis import Listener, ListenerError
 from persona_axis.chat import ChatModel
 from persona_axis.levers.hearing import continuations, next_tokens, posterior, reply_ids
-from persona_axis.levers.ranking import KINDS, Context, Place, Ranking, grid, rank
+from persona_axis.levers.ranking import KINDS, Context, Place, Ranking, _place, grid, rank
 from persona_axis.levers.rankingfile import load_contexts
 from persona_axis.levers.worlds import encode_worlds, persona_worlds
 from persona_axis.organism.contexts import contexts, told_by_user
@@ -76,8 +76,35 @@ def test_figures() -> None:
     assert sum(base.share(kind).value for kind in KINDS) == pytest.approx(1)
     assert base.share("gold").value == 0.6 and better.share("contradicting").value == 0.1
     assert better.fall(base).value == pytest.approx(0.5)
+    rose = better.rise(base)
+    assert rose.value == pytest.approx(0.1) and rose.low > 0  # paired: four became right, none wrong
+    never = better.share("entailing")
+    assert never.value == never.low == 0 and 0.05 < never.high < 0.15
     assert base.perplexity.value == pytest.approx(math.exp(0.5))
     assert [(one.alpha, one.beta) for one in grid([0.0, 2.0], [0.5, 1.0])] == [(0.0, 1.0), (2.0, 0.5), (2.0, 1.0)]
+
+
+def test_a_tie_is_not_won_and_what_is_no_number_is_told() -> None:
+    kinds, tokens = ["gold", "random", "random"], [2, 2, 2]
+    assert _place(kinds, [-4.0, -4.0, -5.0], tokens).first == "random"
+    assert _place(kinds, [-4.0, -4.5, -math.inf], tokens).first == "gold"
+    with pytest.raises(ListenerError, match="a random candidate's probability is no number"):
+        _place(kinds, [-4.0, math.nan, -5.0], tokens)
+
+
+def test_candidates_that_only_look_different(chat: ChatModel) -> None:
+    same = context(candidates={**LINES, "random": ("ghost  dark",)})
+    if reply_ids(chat, same.messages, "ghost  dark") != reply_ids(chat, same.messages, "ghost dark"):
+        pytest.fail("the tokenizer of these tests tells spaces apart: choose other texts")
+    with pytest.raises(ListenerError, match="the same tokens: 'ghost dark' and 'ghost  dark'"):
+        rank(chat, [same], [Listener()])
+
+
+def test_tokens_that_are_none(chat: ChatModel) -> None:
+    worlds = persona_worlds(context().messages, TWINS)
+    for ids in ([999999], [-1], [1.5]):
+        with pytest.raises(ListenerError, match=f"holds {ids[0]}, which is no token"):
+            posterior(chat, [worlds], [ids])  # type: ignore[list-item]
 
 
 def test_who_chooses_the_distractors(chat: ChatModel) -> None:
@@ -154,6 +181,11 @@ class TestFile:
         path.write_text("{")
         with pytest.raises(ListenerError, match="contexts.jsonl:1: not a JSON object"):
             load_contexts(path)
+        lines = {"gold": "\ud800", "random": ["a"]}
+        for half in ({"persona": "\ud800"}, {"context": ["why \udc00 ?"]}, {"candidates": lines}):
+            path.write_text(json.dumps(self.GOOD | half))
+            with pytest.raises(ListenerError, match="contexts.jsonl:1: .* holds half a character"):
+                load_contexts(path)
 
 
 class TestTroupesContexts:
