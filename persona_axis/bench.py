@@ -11,15 +11,16 @@ is kept in `out`: a bench that was stopped goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pandas as pd
 
 from persona_axis._asked import path_of, require, require_each, shown, whole
 from persona_axis._bench_course import Course
-from persona_axis._bench_dialogues import SUITES, Dialogue, check, dialogues
+from persona_axis._bench_dialogues import SUITES, Dialogue, check, dialogues, sha256
 from persona_axis._bench_levers import LEVERS, NONE, agent, require_known
 from persona_axis._bench_measure import Measures, left_out
 from persona_axis._bench_table import COLUMNS, table
@@ -121,7 +122,7 @@ def bench(
         test = test or tasks_for(chat)
     sampling = sampling or Sampling(max_new_tokens=48 if chat.is_troupe else 128)
     directory, notes = path_of("out", out), list(chat.notes)
-    levers = _checked(levers, axis)
+    levers = _checked(levers, axis, notes)
     if axis is not None and cap is None and any(isinstance(name, str) and LEVERS[name][0] for name in levers):
         cap = axis.cap(floor="default_tokens:p25")
     notes += left_out(wanted, judge=judge, axis=axis, test=test)
@@ -145,19 +146,40 @@ def bench(
     return found
 
 
-def _checked(levers: Sequence[str | Agent], axis: Axis | None) -> list[str | Agent]:
+def _checked(levers: Sequence[str | Agent], axis: Axis | None, notes: list[str]) -> list[str | Agent]:
     """The levers with "none" first. Raises `BenchError` before anything is held."""
-    names = []
-    levers = require_each("levers", levers, object)
-    for lever in levers:
+    made: list[str | Agent] = []
+    names: list[str] = []
+    for lever in require_each("levers", levers, object):
         if not isinstance(lever, (str, Agent)):
             raise ArgumentError(f"levers: expected names and Agents, got {shown(lever)}")
         if isinstance(lever, str):
             require_known(lever, axis)
+        made.append(lever if isinstance(lever, str) else _of_this_run(lever, notes))
         names.append(lever if isinstance(lever, str) else lever.name)
     if twice := [name for name in names if names.count(name) > 1]:
         raise BenchError(f"two levers are called {twice[0]!r}: a table could not tell them apart")
-    return [NONE, *(lever for lever, name in zip(levers, names, strict=True) if name != NONE)]
+    return [NONE, *(lever for lever, name in zip(made, names, strict=True) if name != NONE)]
+
+
+def _of_this_run(one: Agent, notes: list[str]) -> Agent:
+    """The agent with facts that nothing kept can match, where it does something and does not say what it is made of.
+
+    Two functions of one name look alike from outside: only what its maker states can tell this run's from the last's.
+    """
+    if one.name == NONE and one.acts:
+        raise BenchError(f"the lever {NONE!r} is the model as it is, which all others are compared with: rename yours")
+    try:
+        sha256(dict(one.facts))
+    except (TypeError, ValueError) as error:
+        raise BenchError(f"lever {one.name!r}: facts must be what JSON can hold: {error}") from error
+    if not one.acts or one.facts:
+        return one
+    notes.append(
+        f"lever {one.name!r} states no facts, so nothing that it said is used again: a run that is started again holds "
+        "it anew; say what it is made of (Agent(facts=...)) and change that whenever the lever changes"
+    )
+    return replace(one, facts={"run": uuid4().hex})
 
 
 def _rows(course: Course) -> pd.DataFrame:

@@ -323,6 +323,25 @@ class TestWhatIsKept:
         found = [run(chat, tmp_path, [agent], signals=["adherence"]).table for agent in (first, other)]
         assert [at(table, "own", "drift", "adherence").value for table in found] == [1, 0]
 
+    @pytest.mark.parametrize("does", ["speak", "told", "lever"])
+    def test_an_agent_that_states_no_facts_is_held_anew(
+        self, chat: ChatModel, axis: Axis, tmp_path: Path, does: str
+    ) -> None:
+        layer = axis.layers[1]
+        made: list[dict[str, Any]] = {
+            "speak": [{"speak": lambda *a, word=word: [word] * len(a[1])} for word in ("yes", "no")],
+            "told": [{"told": lambda _m, word=word: [{"role": "user", "content": word}]} for word in ("hi", "why ?")],
+            "lever": [{"lever": axis.cap(layers=[layer], floor=[floor])} for floor in (5.0, 50.0)],
+        }[does]
+        given: dict[str, Any] = {"given": talks(["personas"], 5), "signals": ["distinct"], "test": None}
+        found = [run(chat, tmp_path, [Agent("own", **one)], **given) for one in made]
+        for one, result in zip(made, found, strict=True):
+            apart = run(chat, tmp_path / "apart" / str(made.index(one)), [Agent("own", **one)], **given)
+            assert result.conversations == apart.conversations
+            assert any("'own' states no facts" in note for note in result.notes)
+        assert found[0].conversations["own"] != found[1].conversations["own"]
+        assert not any("facts" in note for note in run(chat, tmp_path, ["repeat", Agent("idle")], **given).notes)
+
 
 class TestBadInput:
     def test_levers(self, chat: ChatModel, axis: Axis, tmp_path: Path) -> None:
@@ -333,6 +352,10 @@ class TestBadInput:
                 run(chat, tmp_path, [name])
         with pytest.raises(BenchError, match="two levers are called 'cap'"):
             run(chat, tmp_path, ["cap", Agent("cap")], axis=axis)
+        with pytest.raises(BenchError, match="'none' is the model as it is"):
+            run(chat, tmp_path, [says("none", "yes")])
+        with pytest.raises(BenchError, match="lever 'own': facts must be what JSON can hold"):
+            run(chat, tmp_path, [Agent("own", facts={"weights": torch.ones(2)})])
         with pytest.raises(ArgumentError, match="names and Agents"):
             run(chat, tmp_path, [3])  # type: ignore[list-item]
         assert not (tmp_path / "units").exists()  # all of it told before anything is held

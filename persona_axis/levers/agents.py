@@ -38,7 +38,8 @@ class Agent:
     speak: Speak | None = None
     """Replies to conversations (as they are told), one each, with a sampling and a seed; None: `ChatModel.generate`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """All that it is made of, as JSON: results that are kept belong to a name with these facts."""
+    """All that it is made of, as JSON: results that are kept belong to a name with these facts. An agent that does
+    something and states none is held anew by every bench."""
 
     def __post_init__(self) -> None:
         require("name", self.name, str)
@@ -47,6 +48,11 @@ class Agent:
             if getattr(self, name) is not None:
                 require(name, getattr(self, name), Callable)  # type: ignore[arg-type]
         require("facts", self.facts, Mapping)
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does anything; if not it is the model as it is."""
+        return bool(listed(self.lever)) or self.told is not None or self.speak is not None
 
     def replies(self, chat: ChatModel, chats: Sequence[Messages], sampling: Sampling, seed: int) -> list[str]:
         """One reply to each conversation, drawn as one batch.
