@@ -28,10 +28,12 @@ from persona_axis.cli import app
 from persona_axis.controls import SHARE_TOLERANCE, pushes_of, touches
 from persona_axis.conversations import Conversation, Script, Turn
 from persona_axis.errors import ArgumentError, BenchError, PersonaAxisError
+from persona_axis.judges import ListenerJudge
 from persona_axis.judges.questions import Agrees, Answers, Conflicts, Fits
 from persona_axis.levers.listener import Listener
 from persona_axis.outcomes import Asked, Outcome
 from persona_axis.persona import Fact, Persona
+from persona_axis.probes import load_probes
 from persona_axis.sampling import Sampling
 from persona_axis.signals import adherence, capability, relevance, signal
 from persona_axis.signals.table import Row
@@ -322,6 +324,30 @@ class TestWhatIsKept:
         other = Agent("own", speak=lambda *a: ["no"] * len(a[1]), facts={"step": 2})
         found = [run(chat, tmp_path, [agent], signals=["adherence"]).table for agent in (first, other)]
         assert [at(table, "own", "drift", "adherence").value for table in found] == [1, 0]
+
+    def test_a_judge_of_other_facts_is_another(self, chat: ChatModel, tmp_path: Path) -> None:
+        class Elsewhere(Words):
+            """A judge whose name does not say where its model runs."""
+
+            def __init__(self, where: str, verdict: float) -> None:
+                self.facts, self._one = {"endpoint": where}, verdict
+
+            def _verdict(self, asked: Any) -> Any:
+                return self._one
+
+        given: dict[str, Any] = {"given": talks(["drift"], 5), "signals": ["adherence"]}
+        found = [run(chat, tmp_path, [], judge=Elsewhere(*one), **given) for one in (("a", 1.0), ("b", 0.0), ("a", 0.5))]
+        # the third is the first again, and its verdicts are kept
+        assert [at(one.table, "none", "drift", "adherence").value for one in found] == [1, 0, 1]
+
+    def test_a_listener_judge_with_another_model_is_another(self, chat: ChatModel, tmp_path: Path) -> None:
+        given: dict[str, Any] = {"given": talks(["drift"], 5), "signals": ["adherence"]}
+        judges = [ListenerJudge.of(one, load_probes()) for one in (chat, tiny.chat(seed=3))]
+        assert judges[0].name == judges[1].name
+        found = [run(chat, tmp_path, [], judge=judge, **given) for judge in judges]
+        alone = run(chat, tmp_path / "alone", [], judge=judges[1], **given)
+        assert found[0].rows.probability.tolist() != found[1].rows.probability.tolist()
+        pd.testing.assert_frame_equal(found[1].rows, alone.rows)
 
     @pytest.mark.parametrize("does", ["speak", "told", "lever"])
     def test_an_agent_that_states_no_facts_is_held_anew(
