@@ -62,8 +62,9 @@ class Bench:
     rows: pd.DataFrame
     """The rows of all signals, with lever and suite."""
     conversations: dict[str, list[Conversation]]
-    """What was said, by lever."""
+    """What was said, by lever: what grew longer than the model can read under a lever is not there."""
     notes: tuple[str, ...]
+    """What a reader of the table should know: what was left out or not held, and who judges whom."""
 
 
 def bench(
@@ -92,7 +93,9 @@ def bench(
     "none" is always there and comes first: differences are to it. `cap` is that of the levers with a cap (the axis's
     recommended layer at default_tokens:p25); `layer` that of the projection. For Troupe `judge`, `outcomes` and `test`
     are its parser and its tasks; for another model signals without their judge are left out and the notes say which.
-    `items` are the test's. The table, all rows and what was measured are written into the directory `out`.
+    `items` are the test's. A dialogue that grows longer than the model can read, as a lever tells it, is not held under
+    that lever: a note says so, and differences are over what both held. The table, all rows and what was measured are
+    written into the directory `out`.
 
     Raises `BenchError` for levers, signals or dialogues that cannot be, `AxisMismatchError` for another model's axis,
     what levers and signals raise, and `Interrupted` on Ctrl-C.
@@ -129,7 +132,7 @@ def bench(
     try:
         with Units.open(directory, notes.append) as units:
             measures = Measures(chat, axis, layer, judge, outcomes, test, items, wanted, seed, units)
-            course = Course(measures, told, sampling, seed, progress)
+            course = Course(measures, told, sampling, seed, progress, notes)
             setup = course.setup(axis, cap, listener or Listener())
             for lever in levers:
                 course.run(agent(lever, setup) if isinstance(lever, str) else lever)
