@@ -94,7 +94,11 @@ def _steer(name: str, setup: Setup) -> Agent:
 
 
 def _random(name: str, setup: Setup) -> Agent:
-    """A control that should not work: along random directions, on as many tokens and by as much as the cap."""
+    """A control that should not work: along random directions, on as many tokens and by as much as the cap.
+
+    One draw of one kind, Gaussian: `persona-axis calibrate` compares a cap with several draws of this and the other
+    kinds of `random_directions` (the axis permuted, mixtures of the roles).
+    """
     from persona_axis.controls import Fit, Push, Pushes, matched, pushes_of, random_directions
 
     assert setup.axis is not None and setup.cap is not None
@@ -183,3 +187,5 @@ LEVERS: dict[str, tuple[bool, Callable[[str, Setup], Agent]]] = {
     "random": (True, _random),
 }
 """Whether it needs an axis, and its maker."""
+HEEDING = ("listener", "cap+listener")
+"""Those that heed a listener, so that a listener is no judge of them."""

@@ -21,7 +21,7 @@ import pandas as pd
 from persona_axis._asked import path_of, require, require_each, shown, whole
 from persona_axis._bench_course import Course
 from persona_axis._bench_dialogues import SUITES, Dialogue, check, dialogues, sha256
-from persona_axis._bench_levers import LEVERS, NONE, agent, require_known
+from persona_axis._bench_levers import HEEDING, LEVERS, NONE, agent, require_known
 from persona_axis._bench_measure import Measures, left_out
 from persona_axis._bench_table import COLUMNS, table
 from persona_axis._bench_tables import by_suite
@@ -32,6 +32,7 @@ from persona_axis.cap import Cap
 from persona_axis.capability import CapabilityTest, tasks_for
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ArgumentError, BenchError, CalibrationError
+from persona_axis.judges.listener import ListenerJudge
 from persona_axis.judges.questions import SignalJudge
 from persona_axis.judges.troupe import TroupeParser
 from persona_axis.levers.agents import Agent
@@ -128,6 +129,11 @@ def bench(
     levers = _checked(levers, axis, notes)
     if axis is not None and cap is None and any(isinstance(name, str) and LEVERS[name][0] for name in levers):
         cap = axis.cap(floor="default_tokens:p25")
+    if isinstance(judge, ListenerJudge) and (pleased := [name for name in levers if name in HEEDING]):
+        notes.append(
+            f"the judge is the model's own listener, and the lever {pleased[0]!r} chooses its words to please one: its "
+            "adherence by this judge says nothing of how well it holds the persona; ask another judge"
+        )
     notes += left_out(wanted, judge=judge, axis=axis, test=test)
     try:
         with Units.open(directory, notes.append) as units:

@@ -429,6 +429,14 @@ class TestWhatIsKept:
         assert found[0].rows.probability.tolist() != found[1].rows.probability.tolist()
         pd.testing.assert_frame_equal(found[1].rows, alone.rows)
 
+    def test_a_listener_that_judges_the_listener_is_told(self, chat: ChatModel, tmp_path: Path) -> None:
+        given: dict[str, Any] = {"given": talks(["drift"], 2), "signals": ["adherence"]}
+        judge = ListenerJudge.of(chat, load_probes())
+        (note,) = run(chat, tmp_path, ["repeat", "listener"], judge=judge, **given).notes
+        assert "the lever 'listener' chooses its words to please one" in note
+        assert not run(chat, tmp_path, ["repeat"], judge=judge, **given).notes
+        assert not run(chat, tmp_path, ["listener"], **given).notes
+
     @pytest.mark.parametrize("does", ["speak", "told", "lever"])
     def test_an_agent_that_states_no_facts_is_held_anew(
         self, chat: ChatModel, axis: Axis, tmp_path: Path, does: str
