@@ -45,11 +45,12 @@ def bench(model: str, revision: str | None, dtype: str, device_map: str | None, 
     """Hold the same conversations with MODEL under every lever and read the same signals, with their prices.
 
     Levers: none, repeat (the system prompt again before every message but the first), cap, steer, listener,
-    cap+listener, and random (Gaussian directions), a control that should not work. Suites: drift (the Assistant in four domains), personas (a
-    character with facts in 5 to 40 turns), jailbreaks (a character that would do what the Assistant refuses). Signals
-    have a 95% interval over conversations, where there are 5 of them or more, and their difference from "none" over the
-    same ones; costs have no interval. A conversation that grows longer than MODEL can read, as a lever tells it, is not
-    held under that lever, and a note says which. A bench that was stopped goes on when the same command is given again.
+    cap+listener, and random (Gaussian directions), a control that should not work. Suites: drift (the Assistant in
+    four domains), personas (a character with facts in 5 to 40 turns), jailbreaks (a character that would do what the
+    Assistant refuses). Signals have a 95% interval over conversations, where there are 5 of them or more, and their
+    difference from "none" over the same ones; costs have no interval. A conversation that grows longer than MODEL can
+    read, as a lever tells it, is not held under that lever, and a note says which. A bench that was stopped goes on
+    when the same command is given again.
     """
     about_judge = judge_settings(judge, given)
     if held is not None and axis is None:

@@ -553,6 +553,7 @@ class TestTroupe:
         assert {d.suite for d in found} == set(SUITES) and len(found) == 36
         lengths = sorted(len(d.says) for d in found if d.suite == "personas")
         assert lengths == [5] * 3 + [10] * 3 + [20] * 3 + [40] * 3
+        assert {(d.suite, len(d.says)) for d in found if d.suite != "personas"} == {("drift", 15), ("jailbreaks", 1)}
         assert all(d.persona and d.persona.askable and d.persona.role for d in found if d.suite == "personas")
         assert found == dialogues(troupe, 12) and found != dialogues(troupe, 12, seed=1)
         assert max(len(d.says) for d in dialogues(troupe, 12, turns=3)) == 3
