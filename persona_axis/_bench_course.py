@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from persona_axis._bench_dialogues import Dialogue, sha256
 from persona_axis._bench_levers import NONE, Setup
 from persona_axis._bench_measure import CAPABILITY, Measures
-from persona_axis._bench_play import BATCH, Cost, conversations, held
+from persona_axis._bench_play import BATCH, Cost, Held, conversation, held
 from persona_axis._bench_table import TEST
+from persona_axis._windows import context_limit
+from persona_axis.errors import BenchError
 
 if TYPE_CHECKING:
     from persona_axis.axis import Axis
@@ -35,6 +37,7 @@ class Course:
     sampling: Sampling
     seed: int
     progress: Callable[[str], None]
+    notes: list[str]
     talks: dict[str, list[Conversation]] = field(default_factory=dict)
     signals: dict[str, dict[tuple[str, str], Signal]] = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -45,10 +48,16 @@ class Course:
         costs = []
         for suite in dict.fromkeys(d.suite for d in self.dialogues):
             own = [d for d in self.dialogues if d.suite == suite]
-            said, spent = self._held(one, own)
-            costs += spent
+            parts = self._held(one, own)
+            costs += [part.cost for part in parts]
+            messages = [m for part in parts for m in part.messages]
+            turns = [n for part in parts for n in part.turns]
+            said = [conversation(d, m) for d, m in zip(own, messages, strict=True) if m is not None]
+            if len(said) < len(own):
+                self._tell(one.name, own, turns, len(said))
+                own = [d for d, m in zip(own, messages, strict=True) if m is not None]
             self.talks[one.name] += said
-            for name in self.measures.names(own, said):
+            for name in self.measures.names(own, said) if said else ():
                 self.progress(f"{one.name}, {suite}: {name}")
                 found = self.measures.of(name, one, own, said)
                 if found.rows:
@@ -66,18 +75,34 @@ class Course:
         of = sha256([[d.facts for d in self.dialogues], self._sampling, self.seed, self.measures.model])
         return Setup(chat, axis, cap, self.dialogues, listener, self.seed, self._texts, of, units)
 
-    def _held(self, one: Agent, own: Sequence[Dialogue]) -> tuple[list[Conversation], list[Cost]]:
-        talks, costs = [], []
+    def _held(self, one: Agent, own: Sequence[Dialogue]) -> list[Held]:
+        found = []
         for number, first in enumerate(range(0, len(own), BATCH)):
             batch, seed = own[first : first + BATCH], self.seed + 10_007 * number  # further apart than turns
             self.progress(f"{one.name}, {own[0].suite}: conversations {first + 1}-{first + len(batch)} of {len(own)}")
             facts = {"agent": [one.name, dict(one.facts)], "dialogues": [d.facts for d in batch], "seed": seed,
                      "sampling": self._sampling, "model": self.measures.model}  # fmt: skip
             hold = partial(held, self.measures.chat, one, batch, self.sampling, seed)
-            messages, cost = self.measures.units.get("held", facts, hold)
-            talks += conversations(batch, messages)
-            costs.append(Cost(*cost))
-        return talks, costs
+            messages, cost, turns = self.measures.units.get("talks", facts, hold)
+            found.append(Held(messages, Cost(*cost), turns))
+        return found
+
+    def _tell(self, lever: str, own: Sequence[Dialogue], turns: Sequence[int], there: int) -> None:
+        """What was not held, and how many turns could be. Raises `BenchError` where nothing is left to compare with."""
+        long = {d.id: n for d, n in zip(own, turns, strict=True) if n < len(d.says)}
+        few = min(long.values())
+        more = f"hold {few} turns (--turns {few}), or allow shorter replies" if few else "hold shorter dialogues"
+        limit = f"the {context_limit(self.measures.chat)} tokens that the model can read"
+        if lever == NONE and not there:
+            raise BenchError(
+                f"lever {NONE!r}: each conversation of the suite {own[0].suite} grows longer, with "
+                f"{self.sampling.max_new_tokens} for the reply, than {limit}: there is nothing to compare with; {more}"
+            )
+        self.notes.append(
+            f"lever {lever!r}: {len(long)} of the {len(own)} conversations of the suite {own[0].suite} were not held, "
+            f"because as they are told they grow longer than {limit}: {', '.join(long)}; its figures are those of the "
+            f"others, and its differences from {NONE!r} are over what both held; to hold them all, {more}"
+        )
 
     def _texts(self) -> list[list[int]]:
         """Token ids of conversations as they were held without a lever, which comes first."""

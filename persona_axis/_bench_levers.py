@@ -13,7 +13,7 @@ from persona_axis.errors import BenchError
 from persona_axis.levers.agents import Agent
 from persona_axis.levers.distractors import at_random
 from persona_axis.levers.listener import Listener, generate
-from persona_axis.levers.worlds import persona_of, persona_worlds
+from persona_axis.levers.worlds import Worlds, persona_of, persona_worlds
 from persona_axis.persona import Persona
 from persona_axis.probes import load_probes
 
@@ -94,7 +94,11 @@ def _steer(name: str, setup: Setup) -> Agent:
 
 
 def _random(name: str, setup: Setup) -> Agent:
-    """A control that should not work: along random directions, on as many tokens and by as much as the cap."""
+    """A control that should not work: along random directions, on as many tokens and by as much as the cap.
+
+    One draw of one kind, Gaussian: `persona-axis calibrate` compares a cap with several draws of this and the other
+    kinds of `random_directions` (the axis permuted, mixtures of the roles).
+    """
     from persona_axis.controls import Fit, Push, Pushes, matched, pushes_of, random_directions
 
     assert setup.axis is not None and setup.cap is not None
@@ -123,16 +127,15 @@ def _listening(name: str, setup: Setup, cap: Cap | None, facts: Mapping[str, Any
     known, pool = told_from(setup.dialogues, setup.seed), _pool(setup.dialogues)
     how = setup.listener
 
+    def worlds(messages: Messages) -> Worlds:
+        persona = persona_of(messages)
+        return persona_worlds(messages, known.get(persona) or at_random(persona, pool, _DISTRACTORS, setup.seed))
+
     def speak(chat: ChatModel, chats: Sequence[Messages], sampling: Sampling, seed: int) -> list[str]:
-        worlds = []
-        for messages in chats:
-            persona = persona_of(messages)
-            others = known.get(persona) or at_random(persona, pool, _DISTRACTORS, setup.seed)
-            worlds.append(persona_worlds(messages, others))
-        return generate(chat, worlds, how, sampling, seed).texts
+        return generate(chat, [worlds(messages) for messages in chats], how, sampling, seed).texts
 
     told = {"alpha": how.alpha, "beta": how.beta, "prior": how.prior, "from": sha256([sorted(known.items()), pool])}
-    return Agent(name, lever=cap, speak=speak, facts={**told, **facts})
+    return Agent(name, lever=cap, speak=speak, hears=worlds, facts={**told, **facts})
 
 
 def told_from(dialogues: Sequence[Dialogue], seed: int) -> dict[str, list[str]]:
@@ -184,3 +187,5 @@ LEVERS: dict[str, tuple[bool, Callable[[str, Setup], Agent]]] = {
     "random": (True, _random),
 }
 """Whether it needs an axis, and its maker."""
+HEEDING = ("listener", "cap+listener")
+"""Those that heed a listener, so that a listener is no judge of them."""

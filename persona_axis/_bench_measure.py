@@ -17,6 +17,7 @@ import pandas as pd
 from persona_axis._bench_dialogues import LENGTHS, Dialogue, sha256
 from persona_axis.calibration.settings import axis_sha256
 from persona_axis.calibration.units import Units
+from persona_axis.chat import ChatModel
 from persona_axis.errors import BenchError
 from persona_axis.judges.questions import SignalJudge
 from persona_axis.outcomes import Asked, OutcomeJudge, outcomes
@@ -28,7 +29,6 @@ from persona_axis.signals.table import DTYPES, Row, Signal, signal
 if TYPE_CHECKING:
     from persona_axis.axis import Axis
     from persona_axis.capability import CapabilityTest
-    from persona_axis.chat import ChatModel
     from persona_axis.conversations import Conversation
     from persona_axis.levers.agents import Agent
 
@@ -71,8 +71,7 @@ class Measures:
             facts["after"] = list(READ)
         if name == "projection" and self.axis is not None:
             facts |= {"axis": axis_sha256(self.axis), "layer": self.layer}
-        judge = self.outcomes if name == REFUSED else self.judge
-        facts["judge"] = judge.name if judge else ""
+        facts["judge"] = identity(self.outcomes if name == REFUSED else self.judge)
         return self._unit(name, facts, lambda: self._make(name, agent, dialogues, talks))
 
     def capability(self, agent: Agent) -> Signal | None:
@@ -122,8 +121,21 @@ class Measures:
 
     @cached_property
     def model(self) -> dict[str, Any]:
-        """The model as it is here, as JSON."""
-        return {key: value for key, value in self.chat.facts.items() if key not in ("model", "revision")}
+        """The model under test, as JSON."""
+        return as_it_is(self.chat)
+
+
+def as_it_is(chat: ChatModel) -> dict[str, Any]:
+    """A model as JSON, whatever it is called and wherever it was loaded from."""
+    return {key: value for key, value in chat.facts.items() if key not in ("model", "revision")}
+
+
+def identity(judge: SignalJudge | OutcomeJudge | None) -> list[Any]:
+    """All that tells this judge from another, as JSON: its name; its facts where it states some (an endpoint); the
+    model that it listens with."""
+    heard = getattr(judge, "chat", None)
+    with_model = as_it_is(heard) if isinstance(heard, ChatModel) else None
+    return [getattr(judge, "name", ""), getattr(judge, "facts", None), with_model]
 
 
 def left_out(wanted: Sequence[str] | None, *, judge: SignalJudge | None, **means: object) -> list[str]:

@@ -32,34 +32,50 @@ class Cost(NamedTuple):
     """Of the replies."""
 
 
-def held(
-    chat: ChatModel, agent: Agent, dialogues: Sequence[Dialogue], sampling: Sampling, seed: int
-) -> tuple[list[list[dict[str, str]]], Cost]:
-    """The messages of each dialogue, the agent replying to every turn, and the cost. One batch, a seed a turn.
+class Held(NamedTuple):
+    """What came of holding a batch of dialogues."""
 
-    A row draws the same random numbers whatever the lever, so that two levers that say the same go on the same.
-    Raises what `Agent.replies` raises.
+    messages: list[list[dict[str, str]] | None]
+    """Of each dialogue; None where it grew longer than the model can read, as it is told."""
+    cost: Cost
+    turns: list[int]
+    """Turns of each that fitted."""
+
+
+def held(chat: ChatModel, agent: Agent, dialogues: Sequence[Dialogue], sampling: Sampling, seed: int) -> Held:
+    """The dialogues, the agent replying to every turn. One batch, a seed a turn.
+
+    A row draws the same random numbers whatever the lever, so that two levers that say the same go on the same, until
+    a dialogue before it in the batch is given up as too long. Raises what `Agent.replies` raises.
     """
     talks = [[{"role": "system", "content": d.system}] if d.system else [] for d in dialogues]
+    turns, going = [0] * len(dialogues), list(range(len(dialogues)))
     began, said = time.monotonic(), []
     with counted(chat.model) as count:
         for turn in range(max(len(d.says) for d in dialogues)):
-            going = [i for i, d in enumerate(dialogues) if turn < len(d.says)]
+            going = [i for i in going if turn < len(dialogues[i].says)]
             for i in going:
                 talks[i].append({"role": "user", "content": dialogues[i].says[turn]})
+            fits = agent.fits(chat, [talks[i] for i in going], sampling)
+            going = [i for i, fit in zip(going, fits, strict=True) if fit]
+            if not going:
+                break
             for i, text in zip(
                 going, agent.replies(chat, [talks[i] for i in going], sampling, seed + turn), strict=True
             ):
                 talks[i].append({"role": "assistant", "content": text})
+                turns[i] += 1
                 said.append(text)
     seconds = time.monotonic() - began
-    tokens = sum(map(len, chat.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"]))
-    return talks, Cost(seconds, count[0], tokens)
+    tokens = sum(map(len, chat.tokenizer(said, add_special_tokens=False, verbose=False)["input_ids"])) if said else 0
+    whole = [n == len(d.says) for n, d in zip(turns, dialogues, strict=True)]
+    return Held([talk if ok else None for talk, ok in zip(talks, whole, strict=True)],
+                Cost(seconds, count[0], tokens), turns)  # fmt: skip
 
 
-def conversations(dialogues: Sequence[Dialogue], messages: Sequence[Sequence[dict[str, str]]]) -> list[Conversation]:
-    """What was said, under the dialogues' ids."""
-    return [Conversation(d.id, tuple(m), d.domain) for d, m in zip(dialogues, messages, strict=True)]
+def conversation(dialogue: Dialogue, messages: Sequence[dict[str, str]]) -> Conversation:
+    """What was said, under the dialogue's id."""
+    return Conversation(dialogue.id, tuple(messages), dialogue.domain)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pandas as pd
 
 from persona_axis._shares import NOTHING
 from persona_axis._statistics import FEWEST, Estimate, bootstrap, paired_shares
+from persona_axis.errors import PersonaAxisError
 from persona_axis.signals.table import Signal
 
 COLUMNS = (
@@ -42,14 +43,17 @@ def table(found: Mapping[str, Found], costs: Mapping[str, Mapping[str, float]], 
 def difference(before: Signal, after: Signal) -> Estimate:
     """mean(after) - mean(before) over the same conversations, which are drawn again together.
 
-    Means are over judged rows, as in the table, so nothing is dropped that only one of them could judge. Shares of
+    What was held under one lever only counts on neither side. Means are over judged rows, as in the table, so nothing
+    is dropped that only one of them could judge. Shares of
     single replies (items, jailbreaks) have Newcombe's interval, which keeps a width where nothing changed; so have
     those of longer conversations where each side is all 0 or all 1, each conversation counted once. NaN where either
-    has no judged row, without an interval for fewer than 5 conversations.
+    has no judged row, without an interval for fewer than 5 conversations, or where so few could be judged that more
+    than a few draws hold none of them.
     """
     sums: dict[str, list[float]] = {}
+    both = set(before.frame["conversation"]) & set(after.frame["conversation"])
     for place, one in enumerate((before, after)):
-        judged = one.frame[one.frame["value"].notna()]
+        judged = one.frame[one.frame["value"].notna() & one.frame["conversation"].isin(both)]
         for name, value in zip(judged["conversation"], judged["value"], strict=True):
             row = sums.setdefault(name, [0.0] * 4)
             row[2 * place] += 1
@@ -66,4 +70,7 @@ def difference(before: Signal, after: Signal) -> Estimate:
     if before.yes_or_no and {s_before / n_before, s_after / n_after} <= {0.0, 1.0}:
         count = len(totals)
         return paired_shares([s_before > 0] * count, [s_after > 0] * count)
-    return bootstrap(totals, lambda s: s[..., 3] / s[..., 2] - s[..., 1] / s[..., 0])
+    try:
+        return bootstrap(totals, lambda s: s[..., 3] / s[..., 2] - s[..., 1] / s[..., 0])
+    except PersonaAxisError:  # the value is defined: it is draws without a judged row on one side that are too many
+        return Estimate(value, math.nan, math.nan)

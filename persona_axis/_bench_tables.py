@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from persona_axis._bench_table import COST
@@ -57,22 +59,32 @@ def signed(value: float) -> str:
     return "0" if float(text) == 0 else text
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The tables as a page has them."""
+def markdown(table: pd.DataFrame, notes: Sequence[str] = ()) -> str:
+    """The tables as a page has them, and below them what a reader should know."""
     parts = []
     for suite, cells in by_suite(table).items():
         lines = [f"| {suite} | {' | '.join(cells.columns)} |", "| --- " * (1 + len(cells.columns)) + "|"]
         lines += [f"| {lever} | {' | '.join(row)} |" for lever, row in zip(cells.index, cells.to_numpy(), strict=True)]
         parts.append("\n".join(lines))
-    return "\n\n".join([*parts, ""])
+    return "\n\n".join([*parts, *(["\n".join(f"- {note}" for note in notes)] if notes else []), ""])
 
 
 def show_bench(console: Console, table: pd.DataFrame) -> None:
-    """All suites, below each other."""
+    """All suites, below each other; where one has too many columns for the terminal, its signals below each other."""
     for suite, cells in by_suite(table).items():
-        shown = plain_table(suite, *cells.columns)
-        for lever, row in zip(cells.index, cells.to_numpy(), strict=True):
-            shown.add_row(str(lever), *row)
-        console.print(shown)
-        console.print()
+        wide = _grid(suite, cells)
+        fits = console.measure(wide, options=console.options.update(max_width=10_000)).maximum <= console.width
+        for part in [wide] if fits else [_grid(suite, cells[[name]]) for name in cells.columns]:
+            console.print(part)
+            console.print()
     console.print(Text(FOOT if set(table["suite"]) != {COST} else "", style="dim"))
+
+
+def _grid(suite: str, cells: pd.DataFrame) -> Table:
+    """Levers by signals. A figure may wrap, and is never cut."""
+    shown = plain_table(suite, *cells.columns)
+    for column in shown.columns:
+        column.no_wrap, column.overflow = False, "fold"
+    for lever, row in zip(cells.index, cells.to_numpy(), strict=True):
+        shown.add_row(str(lever), *row)
+    return shown

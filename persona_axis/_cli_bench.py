@@ -25,7 +25,8 @@ from persona_axis._terminal import debuggable, reader_may_leave
               help="Such as cap,listener.  [default: all that can be had]")  # fmt: skip
 @click.option("--conversations", type=click.IntRange(1), default=16, show_default=True, metavar="N",
               help="Conversations of each suite: drift, personas, jailbreaks.")  # fmt: skip
-@click.option("--turns", type=click.IntRange(1), metavar="N", help="Hold the first N turns.  [default: 15; 5 to 40]")
+@click.option("--turns", type=click.IntRange(1), metavar="N",
+              help="Hold the first N turns.  [default: all: drift 15, personas 5 to 40, jailbreaks 1]")  # fmt: skip
 @click.option("--signals", "wanted", metavar="LIST", callback=names,
               help="Such as adherence,relevance.  [default: all]")  # fmt: skip
 @click.option("--items", type=click.IntRange(1), default=200, show_default=True, metavar="N",
@@ -43,11 +44,13 @@ def bench(model: str, revision: str | None, dtype: str, device_map: str | None, 
           **given: Any) -> None:  # fmt: skip
     """Hold the same conversations with MODEL under every lever and read the same signals, with their prices.
 
-    Levers: none, repeat (the system prompt before every message), cap, steer, listener, cap+listener, and random, a
-    control that should not work. Suites: drift (the Assistant in four domains), personas (a character with facts in 5
-    to 40 turns), jailbreaks (a character that would do what the Assistant refuses). Every figure has a 95% interval
-    over conversations and its difference from "none" over the same ones. A bench that was stopped goes on when the
-    same command is given again.
+    Levers: none, repeat (the system prompt again before every message but the first), cap, steer, listener,
+    cap+listener, and random (Gaussian directions), a control that should not work. Suites: drift (the Assistant in
+    four domains), personas (a character with facts in 5 to 40 turns), jailbreaks (a character that would do what the
+    Assistant refuses). Signals have a 95% interval over conversations, where there are 5 of them or more, and their
+    difference from "none" over the same ones; costs have no interval. A conversation that grows longer than MODEL can
+    read, as a lever tells it, is not held under that lever, and a note says which. A bench that was stopped goes on
+    when the same command is given again.
     """
     about_judge = judge_settings(judge, given)
     if held is not None and axis is None:
@@ -86,7 +89,7 @@ def bench(model: str, revision: str | None, dtype: str, device_map: str | None, 
     for note in found.notes:
         told.line(f"note: {note}")
     saved = [out / name for name in ("table.csv", "rows.csv", "table.md")]
-    saved[-1].write_text(markdown(found.table), encoding="utf-8")
+    saved[-1].write_text(markdown(found.table, found.notes), encoding="utf-8")
     try:
         figure = pareto(found.table, chat.display_name)
     except BenchError as error:

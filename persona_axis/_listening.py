@@ -12,13 +12,16 @@ _SHAPE = "such as alpha=2,beta=1,prior=posterior,distractors=2,choose=random"
 
 
 class Listening(NamedTuple):
-    """`--listener`: how it listens, how many distractors it is given, and how they are chosen."""
+    """`--listener`: how it listens, how many distractors it is given (2), and how they are chosen ("random")."""
 
     alpha: float = 2.0
     beta: float = 1.0
     prior: str = "posterior"
-    distractors: int = 2
-    choose: str = "random"
+    distractors: int | None = None
+    choose: str | None = None
+
+
+_KINDS = {"alpha": float, "beta": float, "prior": str, "distractors": int, "choose": str}
 
 
 def _listening(_context: click.Context, _option: click.Parameter, value: str | None) -> Listening | None:
@@ -28,11 +31,10 @@ def _listening(_context: click.Context, _option: click.Parameter, value: str | N
     found: dict[str, Any] = {}
     for part in filter(None, value.split(",")):
         name, _, given = (piece.strip() for piece in part.partition("="))
-        if name not in Listening._fields or name in found or not given:
+        if name not in _KINDS or name in found or not given:
             raise click.BadParameter(f"{part!r} is not a setting of a listener, each once, {_SHAPE}")
-        kind = type(Listening._field_defaults[name])
         try:
-            found[name] = kind(given)
+            found[name] = _KINDS[name](given)
         except ValueError:
             raise click.BadParameter(f"{part!r}: {given!r} is not a number") from None
     if found.get("choose") not in (None, "random", "similar"):
@@ -68,9 +70,15 @@ def imagine(listening: Listening | None, distractors: tuple[str, ...], system: s
     # a prior that is none is told by the listener itself
     listener = Listener(listening.alpha, listening.beta, listening.prior)  # type: ignore[arg-type]
     if distractors:
+        if listening.choose or listening.distractors not in (None, len(distractors)):
+            raise click.UsageError(
+                f"--distractor names all {len(distractors)} that the listener tells the persona from, and --listener "
+                "asks for others to be chosen (distractors=, choose=): leave one of the two out"
+            )
         persona_worlds([{"role": "system", "content": system}], distractors)
     else:
         pool = [role.prompts[0] for role in load_probes().roles]
-        chosen = similar(system, pool, listening.distractors) if listening.choose == "similar" else None
-        distractors = tuple(chosen or at_random(system, pool, listening.distractors, seed))
+        count = 2 if listening.distractors is None else listening.distractors
+        chosen = similar(system, pool, count) if listening.choose == "similar" else None
+        distractors = tuple(chosen or at_random(system, pool, count, seed))
     return {"listener": listener, "distractors": distractors}

@@ -11,16 +11,17 @@ is kept in `out`: a bench that was stopped goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pandas as pd
 
 from persona_axis._asked import path_of, require, require_each, shown, whole
 from persona_axis._bench_course import Course
-from persona_axis._bench_dialogues import SUITES, Dialogue, check, dialogues
-from persona_axis._bench_levers import LEVERS, NONE, agent, require_known
+from persona_axis._bench_dialogues import SUITES, Dialogue, check, dialogues, sha256
+from persona_axis._bench_levers import HEEDING, LEVERS, NONE, agent, require_known
 from persona_axis._bench_measure import Measures, left_out
 from persona_axis._bench_table import COLUMNS, table
 from persona_axis._bench_tables import by_suite
@@ -31,6 +32,7 @@ from persona_axis.cap import Cap
 from persona_axis.capability import CapabilityTest, tasks_for
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ArgumentError, BenchError, CalibrationError
+from persona_axis.judges.listener import ListenerJudge
 from persona_axis.judges.questions import SignalJudge
 from persona_axis.judges.troupe import TroupeParser
 from persona_axis.levers.agents import Agent
@@ -61,8 +63,9 @@ class Bench:
     rows: pd.DataFrame
     """The rows of all signals, with lever and suite."""
     conversations: dict[str, list[Conversation]]
-    """What was said, by lever."""
+    """What was said, by lever: what grew longer than the model can read under a lever is not there."""
     notes: tuple[str, ...]
+    """What a reader of the table should know: what was left out or not held, and who judges whom."""
 
 
 def bench(
@@ -91,7 +94,9 @@ def bench(
     "none" is always there and comes first: differences are to it. `cap` is that of the levers with a cap (the axis's
     recommended layer at default_tokens:p25); `layer` that of the projection. For Troupe `judge`, `outcomes` and `test`
     are its parser and its tasks; for another model signals without their judge are left out and the notes say which.
-    `items` are the test's. The table, all rows and what was measured are written into the directory `out`.
+    `items` are the test's. A dialogue that grows longer than the model can read, as a lever tells it, is not held under
+    that lever: a note says so, and differences are over what both held. The table, all rows and what was measured are
+    written into the directory `out`.
 
     Raises `BenchError` for levers, signals or dialogues that cannot be, `AxisMismatchError` for another model's axis,
     what levers and signals raise, and `Interrupted` on Ctrl-C.
@@ -121,14 +126,19 @@ def bench(
         test = test or tasks_for(chat)
     sampling = sampling or Sampling(max_new_tokens=48 if chat.is_troupe else 128)
     directory, notes = path_of("out", out), list(chat.notes)
-    levers = _checked(levers, axis)
+    levers = _checked(levers, axis, notes)
     if axis is not None and cap is None and any(isinstance(name, str) and LEVERS[name][0] for name in levers):
         cap = axis.cap(floor="default_tokens:p25")
+    if isinstance(judge, ListenerJudge) and (pleased := [name for name in levers if name in HEEDING]):
+        notes.append(
+            f"the judge is the model's own listener, and the lever {pleased[0]!r} chooses its words to please one: its "
+            "adherence by this judge says nothing of how well it holds the persona; ask another judge"
+        )
     notes += left_out(wanted, judge=judge, axis=axis, test=test)
     try:
         with Units.open(directory, notes.append) as units:
             measures = Measures(chat, axis, layer, judge, outcomes, test, items, wanted, seed, units)
-            course = Course(measures, told, sampling, seed, progress)
+            course = Course(measures, told, sampling, seed, progress, notes)
             setup = course.setup(axis, cap, listener or Listener())
             for lever in levers:
                 course.run(agent(lever, setup) if isinstance(lever, str) else lever)
@@ -145,19 +155,40 @@ def bench(
     return found
 
 
-def _checked(levers: Sequence[str | Agent], axis: Axis | None) -> list[str | Agent]:
+def _checked(levers: Sequence[str | Agent], axis: Axis | None, notes: list[str]) -> list[str | Agent]:
     """The levers with "none" first. Raises `BenchError` before anything is held."""
-    names = []
-    levers = require_each("levers", levers, object)
-    for lever in levers:
+    made: list[str | Agent] = []
+    names: list[str] = []
+    for lever in require_each("levers", levers, object):
         if not isinstance(lever, (str, Agent)):
             raise ArgumentError(f"levers: expected names and Agents, got {shown(lever)}")
         if isinstance(lever, str):
             require_known(lever, axis)
+        made.append(lever if isinstance(lever, str) else _of_this_run(lever, notes))
         names.append(lever if isinstance(lever, str) else lever.name)
     if twice := [name for name in names if names.count(name) > 1]:
         raise BenchError(f"two levers are called {twice[0]!r}: a table could not tell them apart")
-    return [NONE, *(lever for lever, name in zip(levers, names, strict=True) if name != NONE)]
+    return [NONE, *(lever for lever, name in zip(made, names, strict=True) if name != NONE)]
+
+
+def _of_this_run(one: Agent, notes: list[str]) -> Agent:
+    """The agent with facts that nothing kept can match, where it does something and does not say what it is made of.
+
+    Two functions of one name look alike from outside: only what its maker states can tell this run's from the last's.
+    """
+    if one.name == NONE and one.acts:
+        raise BenchError(f"the lever {NONE!r} is the model as it is, which all others are compared with: rename yours")
+    try:
+        sha256(dict(one.facts))
+    except (TypeError, ValueError) as error:
+        raise BenchError(f"lever {one.name!r}: facts must be what JSON can hold: {error}") from error
+    if not one.acts or one.facts:
+        return one
+    notes.append(
+        f"lever {one.name!r} states no facts, so nothing that it said is used again: a run that is started again holds "
+        "it anew; say what it is made of (Agent(facts=...)) and change that whenever the lever changes"
+    )
+    return replace(one, facts={"run": uuid4().hex})
 
 
 def _rows(course: Course) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from persona_axis import _bench_course as course_module
 from persona_axis._bench_dialogues import SUITES, dialogues
 from persona_axis._bench_levers import LEVERS, told_from
 from persona_axis._bench_table import difference
-from persona_axis._bench_tables import markdown
+from persona_axis._bench_tables import by_suite, markdown, show_bench
+from persona_axis._tables import Output
 from persona_axis.bench import Agent, Dialogue, Interrupted, bench
 from persona_axis.bench_plots import GAINS, by_turn, pareto
 from persona_axis.calibration.units import Units
@@ -28,10 +30,12 @@ from persona_axis.cli import app
 from persona_axis.controls import SHARE_TOLERANCE, pushes_of, touches
 from persona_axis.conversations import Conversation, Script, Turn
 from persona_axis.errors import ArgumentError, BenchError, PersonaAxisError
+from persona_axis.judges import ListenerJudge
 from persona_axis.judges.questions import Agrees, Answers, Conflicts, Fits
 from persona_axis.levers.listener import Listener
 from persona_axis.outcomes import Asked, Outcome
 from persona_axis.persona import Fact, Persona
+from persona_axis.probes import load_probes
 from persona_axis.sampling import Sampling
 from persona_axis.signals import adherence, capability, relevance, signal
 from persona_axis.signals.table import Row
@@ -110,7 +114,27 @@ def at(table: pd.DataFrame, lever: str, suite: str, name: str) -> Any:
     return row
 
 
+def printed(table: pd.DataFrame, width: int) -> str:
+    text = io.StringIO()
+    show_bench(Output(file=text, width=width), table)
+    return text.getvalue()
+
+
 class TestTheTable:
+    @pytest.mark.parametrize("width", [80, 300])
+    def test_every_figure_is_printed_whole_however_wide_the_terminal_is(
+        self, chat: ChatModel, tmp_path: Path, width: int
+    ) -> None:
+        table = run(chat, tmp_path, [says("yes", "yes"), says("half", "yes", "no")]).table
+        text = printed(table, width)
+        assert max(map(len, text.splitlines())) <= width
+        for suite, cells in by_suite(table).items():
+            for name, column in cells.items():
+                assert str(name) in text
+                for lever, cell in column.items():
+                    assert any(str(lever) in line and str(cell) in line for line in text.splitlines()), (suite, name)
+        assert (text.count("half") == len(by_suite(table))) == (width == 300)  # a line a lever where there is room
+
     def test_of_agents_whose_words_are_known(self, chat: ChatModel, tmp_path: Path) -> None:
         found = run(chat, tmp_path, [says("yes", "yes"), says("half", "yes", "no")]).table
         for suite in SUITES:
@@ -140,6 +164,7 @@ class TestTheTable:
         part = rows[(rows.lever == "yes") & (rows.suite == "drift") & (rows.signal == "adherence")]
         assert len(part) == 12 and set(part.value) == {1.0}
         assert "| yes |" in markdown(result.table) and "nan" not in markdown(result.table)
+        assert markdown(result.table, ["one", "two"]).endswith("|\n\n- one\n- two\n\n")
 
     def test_cost_counts_what_runs_through_the_model(self, chat: ChatModel, tmp_path: Path) -> None:
         found = run(chat, tmp_path, [says("yes", "yes"), "listener"], signals=["distinct"]).table
@@ -162,6 +187,11 @@ class TestDifferences:
         before, after = self.made(*[1.0] * 12), self.made(*[1.0, math.nan, 3.0, 3.0] * 3)
         assert difference(before, after).value == pytest.approx(21 / 9 - 1)
 
+    def test_what_was_held_under_one_lever_only_counts_on_neither_side(self) -> None:
+        before, after = self.made(*(float(i) for i in range(12))), self.made(*(float(i + 1) for i in range(10)))
+        assert difference(before, after) == pytest.approx((1.0, 1.0, 1.0))
+        assert difference(after, before) == pytest.approx((-1.0, -1.0, -1.0))
+
     def test_all_alike_has_a_width(self) -> None:
         none, every = self.made(*[0.0] * 12, yes_or_no=True), self.made(*[1.0] * 12, yes_or_no=True)
         found = difference(none, every)
@@ -171,6 +201,11 @@ class TestDifferences:
         rows = [Row(Conversation(f"c{i}", ()), 1, float(i < 8)) for i in range(12)]
         found = difference(*(signal("s", rows, "more", yes_or_no=True) for _ in range(2)))
         assert found.value == 0 and found.low < 0 < found.high
+
+    def test_too_few_judged_to_draw_again_have_a_value_without_an_interval(self) -> None:
+        before, after = self.made(*[0.0] * 4, *[math.nan] * 28), self.made(*[0.0, 1.0] * 16)
+        found = difference(before, after)
+        assert found.value == 0.5 and math.isnan(found.low) and math.isnan(found.high)
 
     def test_few_conversations_have_no_interval_and_unjudged_ones_no_value(self) -> None:
         few = difference(self.made(0.0, 0.0), self.made(1.0, 0.0))
@@ -271,6 +306,52 @@ class TestLevers:
         assert capability(chat, Test(), 5, lever=says("no", "no")).estimate.value == 0
 
 
+class TestWhatIsTooLong:
+    """The tiny model reads few tokens; levers tell conversations longer than they are."""
+
+    def test_it_is_not_held_under_that_lever_and_compared_over_the_rest(self, chat: ChatModel, tmp_path: Path) -> None:
+        ids = [d.id for d in talks(["drift"], 8)]
+
+        def told(messages: Sequence[Any]) -> Sequence[Any]:
+            """The first dialogue, from its second turn on, a hundred times as long."""
+            first = f"about {WORDS[0]}" in messages[-1]["content"] and len(messages) > 2
+            return [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] * (100 if first else 1)}]
+
+        given: dict[str, Any] = {"given": talks(["drift"], 8), "signals": ["adherence"]}
+        speak = says("long", "yes").speak
+        long = Agent("long", told=told, speak=speak, facts={"long": 1})
+        found = run(chat, tmp_path, [long], **given)
+        assert [c.id for c in found.conversations["long"]] == ids[1:]
+        assert [c.id for c in found.conversations["none"]] == ids
+        row, rows = at(found.table, "long", "drift", "adherence"), found.rows
+        there = rows[(rows.lever == "none") & (rows.conversation != ids[0])]
+        assert row.rows == 14 and row.difference == pytest.approx(1 - there.value.mean())
+        assert row.difference_low < row.difference
+        (note,) = found.notes
+        assert "lever 'long': 1 of the 8 conversations of the suite drift were not held" in note
+        assert f"tokens that the model can read: {ids[0]};" in note and "--turns 1" in note
+        again = run(chat, tmp_path, [long], **given)
+        assert again.notes == found.notes and again.conversations == found.conversations
+        shorter = run(chat, tmp_path, [long], **{**given, "given": talks(["drift"], 8, turns=1)})
+        assert not shorter.notes and len(shorter.conversations["long"]) == 8  # as the note advised
+
+    def test_a_lever_under_which_nothing_can_be_held_has_no_figures(self, chat: ChatModel, tmp_path: Path) -> None:
+        long = Agent("long", told=lambda m: [{**one, "content": one["content"] * 200} for one in m], facts={"long": 1})
+        found = run(chat, tmp_path, [long], given=talks(["drift"], 2), test=None)
+        assert set(found.table[found.table.lever == "long"].suite) == {"cost"} and "hold shorter" in found.notes[-1]
+
+    def test_the_worlds_of_a_listener_must_fit_too(self, chat: ChatModel, tmp_path: Path) -> None:
+        """A distractor is much longer than the persona: too long for a reply, then for a fact that is asked for."""
+        wordy = Dialogue("wordy", "personas", ("why ?",), Persona("be " + "old " * 190 + ".", known_by("rain").facts))
+        asks = Dialogue("asks", "personas", ("why " * 60,), known_by("bread"))
+        given = [*talks(["personas"], 2, turns=1), asks, wordy]
+        found = run(chat, tmp_path, ["listener"], given=given, signals=["fact_consistency"])
+        assert [c.id for c in found.conversations["listener"]] == [d.id for d in given if d is not asks]
+        assert "asks;" in found.notes[0]
+        plain, heard = (at(found.table, lever, "personas", "fact_consistency") for lever in ("none", "listener"))
+        assert (plain.rows, plain.unjudged, heard.rows, heard.unjudged) == (4, 1, 3, 3)
+
+
 class TestWhatIsKept:
     def table(self, result: Any) -> pd.DataFrame:
         return result.table[result.table["signal"] != "seconds a token"].reset_index(drop=True)
@@ -323,6 +404,58 @@ class TestWhatIsKept:
         found = [run(chat, tmp_path, [agent], signals=["adherence"]).table for agent in (first, other)]
         assert [at(table, "own", "drift", "adherence").value for table in found] == [1, 0]
 
+    def test_a_judge_of_other_facts_is_another(self, chat: ChatModel, tmp_path: Path) -> None:
+        class Elsewhere(Words):
+            """A judge whose name does not say where its model runs."""
+
+            def __init__(self, where: str, verdict: float) -> None:
+                self.facts, self._one = {"endpoint": where}, verdict
+
+            def _verdict(self, asked: Any) -> Any:
+                return self._one
+
+        given: dict[str, Any] = {"given": talks(["drift"], 5), "signals": ["adherence"]}
+        judges = [Elsewhere("a", 1.0), Elsewhere("b", 0.0), Elsewhere("a", 0.5)]
+        found = [run(chat, tmp_path, [], judge=judge, **given) for judge in judges]
+        # the third is the first again, and its verdicts are kept
+        assert [at(one.table, "none", "drift", "adherence").value for one in found] == [1, 0, 1]
+
+    def test_a_listener_judge_with_another_model_is_another(self, chat: ChatModel, tmp_path: Path) -> None:
+        given: dict[str, Any] = {"given": talks(["drift"], 5), "signals": ["adherence"]}
+        judges = [ListenerJudge.of(one, load_probes()) for one in (chat, tiny.chat(seed=3))]
+        assert judges[0].name == judges[1].name
+        found = [run(chat, tmp_path, [], judge=judge, **given) for judge in judges]
+        alone = run(chat, tmp_path / "alone", [], judge=judges[1], **given)
+        assert found[0].rows.probability.tolist() != found[1].rows.probability.tolist()
+        pd.testing.assert_frame_equal(found[1].rows, alone.rows)
+
+    def test_a_listener_that_judges_the_listener_is_told(self, chat: ChatModel, tmp_path: Path) -> None:
+        given: dict[str, Any] = {"given": talks(["drift"], 2), "signals": ["adherence"]}
+        judge = ListenerJudge.of(chat, load_probes())
+        (note,) = run(chat, tmp_path, ["repeat", "listener"], judge=judge, **given).notes
+        assert "the lever 'listener' chooses its words to please one" in note
+        assert not run(chat, tmp_path, ["repeat"], judge=judge, **given).notes
+        assert not run(chat, tmp_path, ["listener"], **given).notes
+
+    @pytest.mark.parametrize("does", ["speak", "told", "lever"])
+    def test_an_agent_that_states_no_facts_is_held_anew(
+        self, chat: ChatModel, axis: Axis, tmp_path: Path, does: str
+    ) -> None:
+        layer = axis.layers[1]
+        made: list[dict[str, Any]] = {
+            "speak": [{"speak": lambda *a, word=word: [word] * len(a[1])} for word in ("yes", "no")],
+            "told": [{"told": lambda _m, word=word: [{"role": "user", "content": word}]} for word in ("hi", "why ?")],
+            "lever": [{"lever": axis.cap(layers=[layer], floor=[floor])} for floor in (5.0, 50.0)],
+        }[does]
+        given: dict[str, Any] = {"given": talks(["personas"], 5), "signals": ["distinct"], "test": None}
+        found = [run(chat, tmp_path, [Agent("own", **one)], **given) for one in made]
+        for one, result in zip(made, found, strict=True):
+            apart = run(chat, tmp_path / "apart" / str(made.index(one)), [Agent("own", **one)], **given)
+            assert result.conversations == apart.conversations
+            assert any("'own' states no facts" in note for note in result.notes)
+        assert found[0].conversations["own"] != found[1].conversations["own"]
+        assert not any("facts" in note for note in run(chat, tmp_path, ["repeat", Agent("idle")], **given).notes)
+
 
 class TestBadInput:
     def test_levers(self, chat: ChatModel, axis: Axis, tmp_path: Path) -> None:
@@ -333,6 +466,10 @@ class TestBadInput:
                 run(chat, tmp_path, [name])
         with pytest.raises(BenchError, match="two levers are called 'cap'"):
             run(chat, tmp_path, ["cap", Agent("cap")], axis=axis)
+        with pytest.raises(BenchError, match="'none' is the model as it is"):
+            run(chat, tmp_path, [says("none", "yes")])
+        with pytest.raises(BenchError, match="lever 'own': facts must be what JSON can hold"):
+            run(chat, tmp_path, [Agent("own", facts={"weights": torch.ones(2)})])
         with pytest.raises(ArgumentError, match="names and Agents"):
             run(chat, tmp_path, [3])  # type: ignore[list-item]
         assert not (tmp_path / "units").exists()  # all of it told before anything is held
@@ -352,7 +489,7 @@ class TestBadInput:
             ([], "there is no conversation"),
             ([Dialogue("a", "drift", ())], "'a': the user says nothing"),
             ([Dialogue("a", "drift", ("why ?",))] * 2, "'a' is given twice"),
-            ([Dialogue("a", "drift", ("why " * 250,))], "lever 'none': a conversation of .* fewer turns"),
+            ([Dialogue("a", "drift", ("why " * 250,))], "lever 'none': each conversation of the suite drift"),
         ],
     )
     def test_dialogues(self, chat: ChatModel, tmp_path: Path, given: list[Dialogue], told: str) -> None:
@@ -416,6 +553,7 @@ class TestTroupe:
         assert {d.suite for d in found} == set(SUITES) and len(found) == 36
         lengths = sorted(len(d.says) for d in found if d.suite == "personas")
         assert lengths == [5] * 3 + [10] * 3 + [20] * 3 + [40] * 3
+        assert {(d.suite, len(d.says)) for d in found if d.suite != "personas"} == {("drift", 15), ("jailbreaks", 1)}
         assert all(d.persona and d.persona.askable and d.persona.role for d in found if d.suite == "personas")
         assert found == dialogues(troupe, 12) and found != dialogues(troupe, 12, seed=1)
         assert max(len(d.says) for d in dialogues(troupe, 12, turns=3)) == 3

@@ -120,5 +120,9 @@ def test_settings_that_are_none(command: Command, settings: str) -> None:
 def test_distractors_without_a_listener_or_that_are_the_persona(command: Command) -> None:
     ended = command("generate", "--prompt", "why ?", "--distractor", "x")
     assert ended.code == 2 and "goes with --listener" in ended.err
+    for settings in ("distractors=5", "choose=similar"):
+        ended = command("generate", "--prompt", "why ?", "--listener", settings, "--distractor", "x")
+        assert ended.code == 2 and "leave one of the two out" in " ".join(ended.err.split())
+    assert imagine(Listening(distractors=1), ("be Y",), "be x", 0)["distractors"] == ("be Y",)
     with pytest.raises(ListenerError, match="the persona itself"):
         imagine(Listening(), ("be X",), "be x", 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from persona_axis._asked import require
@@ -37,16 +38,24 @@ class Agent:
     """The conversation as the model is given it, from the conversation as it was held."""
     speak: Speak | None = None
     """Replies to conversations (as they are told), one each, with a sampling and a seed; None: `ChatModel.generate`."""
+    hears: Callable[[Messages], Sequence[Messages]] | None = None
+    """What a speaker reads beside a conversation (as it is told), such as a listener's other worlds: all must fit."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """All that it is made of, as JSON: results that are kept belong to a name with these facts."""
+    """All that it is made of, as JSON: results that are kept belong to a name with these facts. An agent that does
+    something and states none is held anew by every bench."""
 
     def __post_init__(self) -> None:
         require("name", self.name, str)
         listed(self.lever)
-        for name in ("told", "speak"):
+        for name in ("told", "speak", "hears"):
             if getattr(self, name) is not None:
                 require(name, getattr(self, name), Callable)  # type: ignore[arg-type]
         require("facts", self.facts, Mapping)
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does anything; if not it is the model as it is."""
+        return bool(listed(self.lever)) or self.told is not None or self.speak is not None
 
     def replies(self, chat: ChatModel, chats: Sequence[Messages], sampling: Sampling, seed: int) -> list[str]:
         """One reply to each conversation, drawn as one batch.
@@ -54,8 +63,8 @@ class Agent:
         Raises `BenchError` for a conversation that is told longer than the model can read, and for a speaker that does
         not give one text for each; and what the lever raises.
         """
+        self._require_room(chat, chats, sampling)
         read = [self.reads(messages) for messages in chats]
-        self._require_room(chat, read, sampling)
         with chat.under(self.lever):
             said = list((self.speak or _plainly)(chat, read, sampling, seed))
         if len(said) != len(read) or not all(isinstance(text, str) for text in said):
@@ -66,6 +75,13 @@ class Agent:
         """The conversation as the model is given it."""
         return messages if self.told is None else self.told(messages)
 
+    def fits(self, chat: ChatModel, chats: Sequence[Messages], sampling: Sampling) -> list[bool]:
+        """Whether the model can read each conversation, as it is told, with the longest reply after it."""
+        from persona_axis._windows import context_limit
+
+        limit = context_limit(chat)
+        return [limit is None or size + sampling.max_new_tokens <= limit for size in self._sizes(chat, chats)]
+
     def on(self, model: nn.Module, /, *, stack: str | None = None) -> AbstractContextManager[None]:
         """Its edits, for what knows nothing of agents. Raises `BenchError` where they are not all that it does."""
         if self.told or self.speak:
@@ -75,15 +91,22 @@ class Agent:
             )
         return entered(self.lever, model, None, (), stack)
 
+    def _sizes(self, chat: ChatModel, chats: Sequence[Messages]) -> list[int]:
+        """Tokens of each conversation in the longest form in which it is read."""
+        read = [self.reads(messages) for messages in chats]
+        forms = [[own, *(self.hears(own) if self.hears else ())] for own in read]
+        flat = [form for own in forms for form in own]
+        lengths = iter([len(ids) for ids in chat.encode_batch(flat)] if flat else [])
+        return [max(islice(lengths, len(own))) for own in forms]
+
     def _require_room(self, chat: ChatModel, chats: Sequence[Messages], sampling: Sampling) -> None:
         from persona_axis._windows import context_limit
 
-        limit, longest = context_limit(chat), max(map(len, chat.encode_batch(chats)))
-        if limit is not None and longest + sampling.max_new_tokens > limit:
+        if not all(self.fits(chat, chats, sampling)):
             raise BenchError(
-                f"lever {self.name!r}: a conversation of {longest} tokens, as it is told, and "
-                f"{sampling.max_new_tokens} for the reply are more than the {limit} that the model can read: hold "
-                "fewer turns, or allow shorter replies"
+                f"lever {self.name!r}: a conversation of {max(self._sizes(chat, chats))} tokens, as it is told, and "
+                f"{sampling.max_new_tokens} for the reply are more than the {context_limit(chat)} that the model can "
+                "read: hold fewer turns, or allow shorter replies"
             )
 
 

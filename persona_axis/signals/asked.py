@@ -45,7 +45,6 @@ def fact_consistency(
     """
     from persona_axis._asking import ask
     from persona_axis.chat import ChatModel
-    from persona_axis.drift import context_limit
 
     require("chat", chat, ChatModel)
     require("judge", judge, SignalJudge)
@@ -58,10 +57,8 @@ def fact_consistency(
                 asked = {"role": "user", "content": fact.question}
                 branches.append([*one.messages[: line.place + 1], asked])
                 told.append((one, line.turn, fact))
-    limit = context_limit(chat)
-    given_as = [lever.reads(b) for b in branches] if isinstance(lever, Agent) else branches
-    sizes = map(len, chat.encode_batch(given_as)) if branches else ()
-    fits = [limit is None or size + sampling.max_new_tokens <= limit for size in sizes]
+    agent = lever if isinstance(lever, Agent) else Agent("plain")
+    fits = agent.fits(chat, branches, sampling)
     replies = iter(ask(chat, [b for b, ok in zip(branches, fits, strict=True) if ok], sampling, seed, lever, batch))
     given = [next(replies) if ok else None for ok in fits]
     questions = [

@@ -49,9 +49,10 @@ def relevance(
 
     (log p(reply | history) - log p(reply | history, the message emptied)) / tokens: the pointwise mutual information
     of message and reply under the model, by token, unbounded. The user's turn stays and says nothing, because many
-    templates refuse a history in which nobody spoke. `after` names the turns to read (all of them). Not judged: a reply
-    without tokens, a line nobody asked for, a conversation longer than the model's context. Raises `ModelError` and
-    what the levers raise.
+    templates refuse a history in which nobody spoke. In bfloat16 a row is as exact as the model's logits: read in
+    another batch it moves by hundredths at most (Troupe: standard deviation .003, .03 the most), in float32 by 1e-6.
+    `after` names the turns to read (all of them). Not judged: a reply without tokens, a line nobody asked for, a
+    conversation longer than the model's context. Raises `ModelError` and what the levers raise.
     """
     require("chat", chat, ChatModel)
     told = [(one, line) for one in opened(conversations) for line in lines(one) if after is None or line.turn in after]

@@ -140,3 +140,15 @@ def test_troupes_replies_owe_more_to_their_own_message_than_to_another(troupe: C
     other = relevance(troupe, [talk(f"{i}", asked[i - 1].text, reply) for i, reply in enumerate(said)])
     assert own.estimate.low > 0.5 > other.estimate.high
     assert (own.frame["value"] > other.frame["value"]).mean() > 0.9
+
+
+def test_relevance_moves_little_with_the_batch_in_bfloat16_and_not_in_float32(troupe: ChatModel) -> None:
+    """The tolerance that its docstring states, of talks of different lengths."""
+    rng = random.Random(6)
+    asked = [one.say(rng, "train") for one in rng.sample(messages.written("question"), 8)]
+    said = [replies.speak(rng, voices.log_probabilities(voices.ASSISTANT, 0.7), one) for one in asked]
+    talks = [talk(f"{i}", asked[i].text * (1 + i), reply) for i, reply in enumerate(said)]
+    exact = ChatModel.load("troupe", dtype="float32", check=False)
+    for chat, tolerance in ((troupe, 0.05), (exact, 1e-5)):
+        alone = [values(relevance(chat, [one]))[0] for one in talks]
+        assert values(relevance(chat, talks)) == pytest.approx(alone, abs=tolerance)
