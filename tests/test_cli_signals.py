@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_said(command: Command, args: tuple[str, ...], said
 
 
 def test_a_judge_that_is_down_ends_in_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openai")
+    pytest.importorskip("httpx")
     from persona_axis.judges import _endpoint
 
     monkeypatch.setattr(_endpoint.time, "sleep", lambda _: None)
