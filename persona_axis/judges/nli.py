@@ -4,6 +4,7 @@ contradiction apart."""
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +60,8 @@ class NliJudge:
         """By local directory or hub name. Raises `JudgeError`."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        path = str(path_of("path", path).expanduser())
+        path_of("path", path)
+        path = os.path.expanduser(path)  # a Path would take "./" away, and leave a hub's name
         try:
             check_directory(path)
             tokenizer = AutoTokenizer.from_pretrained(path)
