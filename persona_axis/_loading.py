@@ -28,7 +28,7 @@ _OTHER_CLASSES = (
     "ForTokenClassification",
     "ForQuestionAnswering",
 )
-_FAILURES = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError, TypeError, AttributeError)
+FAILURES = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, ImportError, TypeError, AttributeError)
 
 
 class Loaded(NamedTuple):
@@ -63,7 +63,7 @@ def load(
 
 def load_config(name: str, revision: str | None = None) -> PretrainedConfig:
     """The configuration of a model that has this stream; another kind of model is a `ModelError`."""
-    _check_directory(name)
+    check_directory(name)
     config: PretrainedConfig = _attempt(
         f"cannot read the configuration of {name!r}", AutoConfig.from_pretrained, name, revision=revision
     )
@@ -79,7 +79,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenize
     return loaded
 
 
-def _check_directory(name: str) -> None:
+def check_directory(name: str) -> None:
+    """Raises `ModelError` for what is meant as a model's directory and is none."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -110,7 +111,7 @@ def _check_kind(name: str, config: Any) -> None:
 def _attempt(what: str, load: Any, name: str, **options: Any) -> Any:
     try:
         return load(str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name, **options)
-    except _FAILURES as error:
+    except FAILURES as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ModelError(f"{what}: {reason}") from error
 

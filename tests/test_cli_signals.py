@@ -69,7 +69,10 @@ def test_extract_takes_judges_of_roles(command: Command, traits: tuple[str, ...]
     (("--signals", "wit"), "no signal is called 'wit'"),
     (("--judge-model", "x"), "--judge-model does not go with --judge (none)"),
     (("--judge", "nli", "--judge-model", "x", "--judge-url", "http://x"), "--judge-url does not go with --judge nli"),
-    (("--judge", "nli"), "name it with --judge-model"), (("--layer", "1"), "--layer is of an axis file"),
+    (("--judge", "nli"), "name it with --judge-model"),
+    (("--judge", "nli", "--judge-model", "./none"), "cannot load the judge './none': no such model directory"),
+    (("--judge", "api", "--judge-model", "m", "--judge-url", "http://["), "the judge's url must be such as"),
+    (("--layer", "1"), "--layer is of an axis file"),
     (("--cap", "c"), "--cap is for the agent"), (("--out", "talks.jsonl"), "would be written over CONVERSATIONS"),
     (("--signals", "fact_consistency", "--judge", "troupe", "--model", "troupe"), "needs --personas with facts"),
     (("--personas", "talks.jsonl"), "talks.jsonl:1: 'description' must say something"),
@@ -80,7 +83,7 @@ def test_what_does_not_fit_is_said(command: Command, args: tuple[str, ...], said
 
 
 def test_a_judge_that_is_down_ends_in_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openai")
+    pytest.importorskip("httpx")
     from persona_axis.judges import _endpoint
 
     monkeypatch.setattr(_endpoint.time, "sleep", lambda _: None)

@@ -1,18 +1,20 @@
 """One endpoint that speaks OpenAI's chat protocol: a request, a bounded number of tries, an answer or one clear error.
 
-The body is read here and not by the client, because a body that comes drop by drop, is cut or is no JSON needs the same
-bounds as a refused connection. The key is in the client alone, and is cut out of whatever the endpoint says back.
+One clock runs over a whole try, from the name's look-up to the last byte, and one bound holds its bytes, whatever the
+status: a client's own timeouts begin again with every byte that drips in. Nothing is sent elsewhere, so redirects are
+an error. The key is in the request's header alone, and is cut out of whatever the endpoint says back.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from persona_axis.errors import JudgeError
@@ -20,6 +22,8 @@ from persona_axis.judges._cache import Completion
 
 INSTALL = 'pip install "persona-axis[judge]"'
 KEY, OPENAI_KEY = "PERSONA_AXIS_JUDGE_API_KEY", "OPENAI_API_KEY"
+OPENAI_URL = "OPENAI_BASE_URL"
+_OPENAI = "https://api.openai.com/v1"
 _LARGEST = 1 << 20  # bytes of an answer
 _LONGEST_WAIT = 60.0  # seconds between two tries, whatever the endpoint asks for
 _AGAIN = (408, 409, 429)
@@ -46,44 +50,52 @@ class _Failed(Exception):
         self.after = after
 
 
+class _Said(NamedTuple):
+    """What came back: the status, the headers that matter here (None: not there), the body."""
+
+    status: int
+    retry_after: str | None
+    location: str | None
+    body: bytes
+
+
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the model is. `client` holds the key and is never shown."""
+    """Where the model is: `url` without a slash at its end. `key` (None: there is none) is never shown."""
 
     model: str
+    url: str
     bounds: Bounds
-    client: Any = field(repr=False)
-    key: str = field(repr=False)
+    key: str | None = field(repr=False)
+    trust: Any = field(repr=False)
+    """The certificates that are trusted: read once, since they take longer than a request."""
 
     @classmethod
     def of(cls, model: str, url: str | None, bounds: Bounds) -> Endpoint:
-        """The endpoint at `url` (OpenAI's own, or OPENAI_BASE_URL, without one), the key taken from the environment.
+        """The endpoint at `url` (that of OPENAI_BASE_URL, or OpenAI's, without one), the key from the environment.
 
         PERSONA_AXIS_JUDGE_API_KEY goes to any endpoint, OPENAI_API_KEY only where no url is given: a key is not sent
         to a server it was not made for. Raises `JudgeError`.
         """
         try:
-            import openai
+            import httpx
         except ImportError as error:
             raise JudgeError(f"a judge behind an API takes a package that is not installed: {INSTALL}") from error
-        if url is not None:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise JudgeError("the judge's url must be such as http://127.0.0.1:8000/v1")
-            if parts.username or parts.password or parts.query:
-                raise JudgeError(f"the judge's url must hold no key, name or query: give the key in {KEY}")
-        key = os.environ.get(KEY) or (os.environ.get(OPENAI_KEY) if url is None else None)
-        if not key and url is None:
+        where = _url((os.environ.get(OPENAI_URL) or _OPENAI) if url is None else url)
+        key = _key(KEY) or (_key(OPENAI_KEY) if url is None else None)
+        if key is None and url is None:
             raise JudgeError(f"a judge behind an API needs a key in {KEY} or {OPENAI_KEY}, or a url that needs none")
-        key = key or "none"
         try:
-            client = openai.OpenAI(api_key=key, base_url=url, max_retries=0, timeout=bounds.timeout)
-        except Exception as error:
-            raise JudgeError(f"the judge's client cannot be made: {_without(key, str(error))}") from None
-        return cls(model, bounds, client, key)
+            trust = httpx.create_ssl_context()
+        except OSError as error:
+            raise JudgeError(f"the certificates that a judge's client trusts cannot be read: {error}") from error
+        return cls(model, where, bounds, key, trust)
 
     def complete(self, request: dict[str, Any]) -> Completion:
-        """The model's answer. Raises `JudgeError` when the tries are used up, or at once where another cannot help."""
+        """The model's answer. Raises `JudgeError` when the tries are used up, or at once where another cannot help.
+
+        It runs an event loop, and so belongs into a thread that has none.
+        """
         why = ""
         for attempt in range(self.bounds.tries):
             try:
@@ -97,60 +109,101 @@ class Endpoint:
         raise JudgeError(f"judge {self.model!r} did not answer in {tries}: {why}")
 
     def _try(self, request: dict[str, Any]) -> Completion:
-        import openai
+        import httpx
 
-        ends = time.monotonic() + self.bounds.timeout
-        body = bytearray()
         try:
-            with self.client.chat.completions.with_streaming_response.create(**request) as response:
-                for piece in response.iter_bytes():
-                    body += piece
-                    if len(body) > _LARGEST:
-                        raise _Failed(f"its answer is longer than {_LARGEST} bytes")
-                    if time.monotonic() > ends:
-                        raise _Failed(f"its answer took longer than {self.bounds.timeout:g} s")
-        except _Failed:
-            raise
-        except openai.APIStatusError as error:
-            said = f"status {error.status_code}, {self._clean(error)}"
-            if error.status_code in _AGAIN or error.status_code >= 500:
-                raise _Failed(said, _retry_after(error.response.headers)) from None
-            raise JudgeError(f"judge {self.model!r} refuses the request: {said}") from None
-        except openai.APITimeoutError:
-            raise _Failed(f"nothing came within {self.bounds.timeout:g} s") from None
-        except openai.APIConnectionError as error:
-            raise _Failed(f"it cannot be reached: {self._clean(error.__cause__ or error)}") from None
-        except Exception as error:
-            # The client passes on what its transport raises while a body is read, whichever transport that is.
-            if not type(error).__module__.startswith(("httpx", "httpcore", "h11")):
-                raise
-            raise _Failed(f"its answer broke off: {self._clean(error)}") from None
-        return _completion(bytes(body))
+            said = asyncio.run(self._post(request))
+        except TimeoutError:
+            raise _Failed(f"no whole answer came within {self.bounds.timeout:g} s") from None
+        except httpx.ConnectError as error:
+            raise _Failed(f"it cannot be reached: {self._clean(str(error), 300)}") from None
+        except httpx.HTTPError as error:
+            told = f"{type(error).__name__}: {error}"
+            raise _Failed(f"its answer broke off: {self._clean(told, 300)}") from None
+        text = said.body.decode(errors="replace")
+        if 200 <= said.status < 300:
+            if (found := _completion(text)) is None:
+                raise _Failed(f"its answer is no chat completion: {self._clean(text, 60)!r}")
+            return found
+        if 300 <= said.status < 400:
+            elsewhere = self._clean(said.location or "nowhere", 300)
+            raise JudgeError(
+                f"judge {self.model!r} is not at its url, which redirects to {elsewhere!r}: texts go to no url but the "
+                "one that was given, so give the right one"
+            )
+        told = f"status {said.status}, {self._clean(text, 300)}"
+        if said.status in _AGAIN or said.status >= 500:
+            raise _Failed(told, _seconds(said.retry_after))
+        raise JudgeError(f"judge {self.model!r} refuses the request: {told}")
 
-    def _clean(self, error: BaseException) -> str:
-        return _without(self.key, f"{type(error).__name__}: {error}")[:300]
+    async def _post(self, request: dict[str, Any]) -> _Said:
+        """Raises `TimeoutError`, `_Failed` and what httpx raises."""
+        import httpx
+
+        # Compressed bytes would say little of how many they become.
+        headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {self.key}"} if self.key else {})}
+        body = bytearray()
+        async with (
+            asyncio.timeout(self.bounds.timeout),
+            httpx.AsyncClient(verify=self.trust, timeout=None, headers=headers) as client,
+            client.stream("POST", f"{self.url}/chat/completions", json=request) as answer,
+        ):
+            async for piece in answer.aiter_raw():
+                body += piece
+                if len(body) > _LARGEST:
+                    raise _Failed(f"its answer is longer than {_LARGEST} bytes")
+        return _Said(answer.status_code, answer.headers.get("retry-after"), answer.headers.get("location"), bytes(body))
+
+    def _clean(self, text: str, longest: int) -> str:
+        """The text without the key, as it is and as JSON writes it, and cut only then: a part of a key is one too."""
+        if self.key:
+            quoted = json.dumps(self.key)[1:-1]
+            for form in (quoted.replace("/", "\\/"), quoted, self.key):
+                text = text.replace(form, "***")
+        return text[:longest]
 
 
-def _without(key: str, text: str) -> str:
-    return text if key == "none" else text.replace(key, "***")
+def _url(given: str) -> str:
+    """The url, checked. It is not shown where it is refused, since there may be a key in it."""
+    import httpx
+
+    such = JudgeError(f"the judge's url must be such as http://127.0.0.1:8000/v1 (--judge-url, {OPENAI_URL})")
+    try:
+        parts = urlsplit(given)
+        _ = httpx.URL(given), parts.port  # the one refuses what the other passes over
+    except (ValueError, TypeError, AttributeError, httpx.InvalidURL):
+        raise such from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise such
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise JudgeError(f"the judge's url must hold no key, name or query: give the key in {KEY}")
+    return given.rstrip("/")
 
 
-def _retry_after(headers: Any) -> float | None:
+def _key(name: str) -> str | None:
+    """The key in the environment's `name`, without the line break of the file that it was read from."""
+    key = os.environ.get(name, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise JudgeError(f"the key in {name} holds a character that no key has, such as a line break: set it anew")
+    return key or None
+
+
+def _seconds(retry_after: str | None) -> float | None:
     with contextlib.suppress(TypeError, ValueError):
-        seconds = float(headers.get("retry-after"))
+        seconds = float(retry_after or "")
         return seconds if 0 <= seconds < float("inf") else None
     return None
 
 
-def _completion(body: bytes) -> Completion:
-    """The first choice's text, "" where the model said nothing (a refusal, a tool call)."""
+def _completion(text: str) -> Completion | None:
+    """The first choice's text, "" where the model said nothing (a refusal, a tool call); None: no completion."""
     try:
-        found = json.loads(body)
+        found = json.loads(text)
         said = found["choices"][0]["message"]["content"]
         usage = found.get("usage") or {}
         counts = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        raise _Failed(f"its answer is no chat completion: {body[:60]!r}") from None
+        return None
     if not (said is None or isinstance(said, str)) or not all(type(count) is int for count in counts):
-        raise _Failed(f"its answer is no chat completion: {body[:60]!r}")
+        return None
     return Completion(said or "", *counts)

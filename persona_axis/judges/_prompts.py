@@ -107,10 +107,18 @@ def _object(text: str) -> dict[str, Any]:
     if inner.startswith("```") and inner.endswith("```") and len(inner) > 6:
         inner = inner.removeprefix("```").removeprefix("json").removesuffix("```").strip()
     try:
-        found = json.loads(inner)
+        found = json.loads(inner, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object; `ValueError` where it says a thing twice, for nobody can tell which of them was meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice")
+    return found
 
 
 def _numbers(found: dict[str, Any], count: int) -> tuple[int, ...] | None:

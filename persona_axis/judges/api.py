@@ -5,7 +5,7 @@
     print(judge.spent)
 
 Verdicts are asked for at temperature 0 in a fixed form, several at once, and kept on disk. An answer in any other form
-is counted and is no verdict.
+is counted, is no verdict and is not kept: the next run asks again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from persona_axis.errors import JudgeError
 from persona_axis.judges import _prompts
-from persona_axis.judges._cache import Cache, Completion, key_of
+from persona_axis.judges._cache import Cache, key_of
 from persona_axis.judges._endpoint import Bounds, Endpoint
 from persona_axis.judges.base import Judged
 from persona_axis.judges.questions import Question
@@ -63,7 +63,8 @@ class ApiJudge:
     `url` is the endpoint's, OpenAI's own without one. The key comes from the environment only: see `Endpoint.of`.
     `concurrency` requests run at a time. `cache` is a directory (None: nothing is kept). `prices` as in `Spent`.
     `options` are added to every request, and None takes one out: some models refuse a temperature, or call `max_tokens`
-    otherwise ({"max_tokens": None, "max_completion_tokens": 2000}). Raises `JudgeError` for an endpoint that cannot be
+    otherwise ({"max_tokens": None, "max_completion_tokens": 2000}). `name` tells all that a verdict
+    depends on: model, endpoint, the prompts' version, options. Raises `JudgeError` for an endpoint that cannot be
     asked, and when asking fails: what was answered until then is in the cache.
     """
 
@@ -84,11 +85,10 @@ class ApiJudge:
             raise JudgeError(f"concurrency must be at least 1, got {concurrency}")
         self._options = dict(options or {})
         told = f", {json.dumps(self._options, sort_keys=True)}" if self._options else ""
-        self.name = f"api {model}, prompts {_prompts.VERSION}{told}"
         self._endpoint = Endpoint.of(model, url, bounds)
+        self.name = f"api {model} at {self._endpoint.url}, prompts {_prompts.VERSION}{told}"
         self._cache = None if cache is None else Cache(Path(cache))
         self._concurrency = concurrency
-        self._where = url or "default"
         self._spent = Spent(prices=prices)
         self._lock = threading.Lock()
 
@@ -106,17 +106,18 @@ class ApiJudge:
 
     def _verdicts(self, asked: Sequence[_prompts.Asked]) -> list[_prompts.Verdict | None]:
         requests = [self._request(one) for one in asked]
-        keys = [key_of({**request, "endpoint": self._where}) for request in requests]
-        wanted = dict(zip(keys, requests, strict=True))  # what is asked twice is asked once
+        keys = [key_of({**request, "endpoint": self._endpoint.url}) for request in requests]
+        # What is asked twice is asked once.
+        wanted = {key: (one, request) for key, one, request in zip(keys, asked, requests, strict=True)}
         found = self._all(wanted)
-        verdicts = [_prompts.verdict(one, found[key].text) for one, key in zip(asked, keys, strict=True)]
+        verdicts = [found[key] for key in keys]
         self._count(unparsable=sum(verdict is None for verdict in verdicts))
         return verdicts
 
-    def _all(self, wanted: dict[str, dict[str, Any]]) -> dict[str, Completion]:
+    def _all(self, wanted: dict[str, tuple[_prompts.Asked, dict[str, Any]]]) -> dict[str, _prompts.Verdict | None]:
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge")
         try:
-            running = {pool.submit(self._one, key, request): key for key, request in wanted.items()}
+            running = {pool.submit(self._one, key, *asked): key for key, asked in wanted.items()}
             done, _ = wait(running, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()  # the first failure ends the batch: waiting requests are not sent
@@ -124,16 +125,18 @@ class ApiJudge:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _one(self, key: str, request: dict[str, Any]) -> Completion:
+    def _one(self, key: str, asked: _prompts.Asked, request: dict[str, Any]) -> _prompts.Verdict | None:
         known = None if self._cache is None else self._cache.get(key)
-        if known is not None:
+        if known is not None and (verdict := _prompts.verdict(asked, known.text)) is not None:
             self._count(cached=1)
-            return known
+            return verdict
         made = self._endpoint.complete(request)
         self._count(requests=1, prompt_tokens=made.prompt_tokens, completion_tokens=made.completion_tokens)
-        if self._cache is not None:
+        verdict = _prompts.verdict(asked, made.text)
+        # A bad answer may be bad luck, and may hold anything, the key among it.
+        if self._cache is not None and verdict is not None:
             self._cache.put(key, made)
-        return made
+        return verdict
 
     def _count(self, **more: int) -> None:
         with self._lock:

@@ -3,6 +3,8 @@ contradiction apart."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +13,12 @@ import torch
 from torch import Tensor
 
 from persona_axis._asked import path_of
-from persona_axis.errors import JudgeError
+from persona_axis._loading import FAILURES, check_directory
+from persona_axis.errors import JudgeError, ModelError
+from persona_axis.fingerprint import fingerprint_of
 from persona_axis.judges.questions import Agrees, Answers, Conflicts, Fits, Question, cannot
 
 LABELS = ("entail", "neutral", "contradict")
-_FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
 
 class Inferred(NamedTuple):
@@ -41,24 +44,29 @@ class NliJudge:
     def __init__(self, model: Any, tokenizer: Any, *, name: str = "nli", batch: int = 32) -> None:
         """`model` maps a pair of texts to logits; which of its labels is which is read from `config.id2label`.
 
-        Raises `JudgeError` where the three relations are not found there.
+        The judge's `name` is the one given and a hash of the weights and of what their labels mean. Raises `JudgeError`
+        where the three relations are not found there.
         """
-        self.name = name
         self.too_long = 0
         self._model, self._tokenizer, self._batch = model.eval(), tokenizer, batch
         self._places = _places(model.config)
         self._longest = _longest(model.config, tokenizer)
+        # All of it is one layer: what tells a classifier from another is its head.
+        weights = fingerprint_of(model.config, None, [model])
+        self.name = f"{name} {hashlib.sha256(f'{weights} {self._places}'.encode()).hexdigest()[:12]}"
 
     @classmethod
     def load(cls, path: str | Path, *, batch: int = 32) -> NliJudge:
         """By local directory or hub name. Raises `JudgeError`."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        path = str(path_of("path", path))
+        path_of("path", path)
+        path = os.path.expanduser(path)  # a Path would take "./" away, and leave a hub's name
         try:
+            check_directory(path)
             tokenizer = AutoTokenizer.from_pretrained(path)
             model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
-        except _FAILURES as error:
+        except (*FAILURES, ModelError) as error:
             reason = str(error).strip().split("\n")[0]
             raise JudgeError(f"cannot load the judge {str(path)!r}: {reason}") from error
         if missing := sorted(info["missing_keys"]):

@@ -142,7 +142,7 @@ def persona_score(
     asked, chats = [], []
     for probe in probes:
         other = names[probe.name]
-        system = [] if other is None else [{"role": "system", "content": instruction.format(other.persona.text)}]
+        system = [] if other is None else [{"role": "system", "content": instruction.replace("{}", other.persona.text)}]
         for task in TASKS:
             for question in probe.questions[task][:questions]:
                 asked.append((probe, task, question))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -24,13 +25,13 @@ from persona_axis.persona import Persona
 from persona_axis.sampling import Sampling
 from persona_axis.signals import adherence, self_consistency
 
-pytest.importorskip("openai")
+pytest.importorskip("httpx")
 
 from persona_axis.judges.api import ApiJudge, Bounds
 
 KEY = "sk-secret-4711"
 PERSONA = Persona("You are a ghost.")
-QUICK = Bounds(timeout=2.0, tries=3, backoff=0.01)
+QUICK = Bounds(timeout=20, tries=3, backoff=0.01)
 YES = '{"answer": "yes", "confidence": 0.9}'
 
 
@@ -172,25 +173,33 @@ def slow(handler: BaseHTTPRequestHandler, n: int) -> None:
     handler.close_connection = True
 
 
-def drip(handler: BaseHTTPRequestHandler, n: int) -> None:
-    """Always something, never an end: no single read takes long."""
-    handler.send_response(200)
-    handler.send_header("content-length", "1000")
-    handler.end_headers()
-    try:
-        for _ in range(40):
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
-            time.sleep(0.05)
-    except OSError:
+def drip(status: int | None) -> Callable[[BaseHTTPRequestHandler, int], None]:
+    """Always something, never an end: no single read takes long. Without a status it is the headers that drip."""
+
+    def act(handler: BaseHTTPRequestHandler, n: int) -> None:
+        head = "200 OK\r\nx: " if status is None else f"{status} X\r\ncontent-length: 1000\r\n\r\n"
         handler.close_connection = True
+        with contextlib.suppress(OSError):
+            handler.wfile.write(f"HTTP/1.1 {head}".encode())
+            for _ in range(200):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(0.05)
+
+    return act
 
 
 HOSTILE = {
     "failing": (lambda h, n: reply(h, '{"error": {"message": "oh no"}}', 500), "status 500"),
-    "slow": (slow, "nothing came within 0.4 s"),
-    "drip": (drip, "took longer than 0.4 s"),
-    "garbage": (lambda h, n: reply(h, "<html>hello</html>"), "is no chat completion: b'<html>"),
+    "slow": (slow, "no whole answer came within 0.4 s"),
+    "drip": (drip(200), "no whole answer came within 0.4 s"),
+    "drip of 500": (drip(500), "no whole answer came within 0.4 s"),
+    "drip of 429": (drip(429), "no whole answer came within 0.4 s"),
+    "drip of 400": (drip(400), "no whole answer came within 0.4 s"),
+    "drip of headers": (drip(None), "no whole answer came within 0.4 s"),
+    "endless 500": (lambda h, n: reply(h, " " * (1 << 21), 500), "longer than 1048576 bytes"),
+    "compressed": (lambda h, n: reply(h, "", content_encoding="gzip"), "is no chat completion: ''"),
+    "garbage": (lambda h, n: reply(h, "<html>hello</html>"), "is no chat completion: '<html>"),
     "half JSON": (lambda h, n: reply(h, completion(YES)[:40]), "is no chat completion"),
     "another shape": (lambda h, n: reply(h, '{"choices": []}'), "is no chat completion"),
     "no text": (lambda h, n: reply(h, completion(7)), "is no chat completion"),  # type: ignore[arg-type]
@@ -203,9 +212,11 @@ HOSTILE = {
 def test_a_broken_endpoint_is_an_error_after_a_bounded_number_of_tries(kind: str, serve) -> None:
     act, said = HOSTILE[kind]
     server = serve(act)
-    judge = ApiJudge("m", url=server.url, bounds=Bounds(timeout=0.4, tries=2, backoff=0.01))
+    judge = ApiJudge("m", url=server.url, bounds=Bounds(timeout=0.4 if "0.4 s" in said else 20, tries=2, backoff=0.01))
+    began = time.monotonic()
     with pytest.raises(JudgeError, match=f"judge 'm' did not answer in 2 tries: .*{said}"):
         judge.answer(fits("a"))
+    assert time.monotonic() - began < 6, "two tries of 0.4 s, and a drip takes ten"
     assert len(server.bodies) == 2 and judge.spent.requests == 0
 
 
@@ -227,7 +238,7 @@ def test_a_refusal_is_not_asked_again_and_the_key_is_cut_out(serve, caplog: pyte
     import traceback
 
     told = "".join(traceback.format_exception(caught.value)) + repr(judge) + repr(vars(judge))
-    assert KEY not in told and caught.value.__suppress_context__
+    assert KEY not in told and caught.value.__context__ is None
     assert KEY not in caplog.text
 
 
@@ -253,8 +264,11 @@ def test_keys_and_urls(monkeypatch: pytest.MonkeyPatch) -> None:
         ApiJudge("m")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     judge = ApiJudge("m", url="http://127.0.0.1:9/v1")
-    assert judge._endpoint.client.api_key != KEY, "OpenAI's key is not sent to another server"
-    for url in ("127.0.0.1:8000", "ftp://x/v1", "http://user:word@x/v1", "http://x/v1?key=abc"):
+    assert judge._endpoint.key is None, "OpenAI's key is not sent to another server"
+    for url in (
+        "127.0.0.1:8000", "ftp://x/v1", "http://user:word@x/v1", "http://x/v1?key=abc", "http://x/v1#abc", "http://[",
+        "http://127.0.0.1:99999/v1", "http://127.0.0.1:x/v1", "http://x\n/v1", "", 7,
+    ):  # fmt: skip
         with pytest.raises(JudgeError, match="the judge's url must") as caught:
             ApiJudge("m", url=url)
         assert "word" not in str(caught.value) and "abc" not in str(caught.value)
@@ -263,6 +277,74 @@ def test_keys_and_urls(monkeypatch: pytest.MonkeyPatch) -> None:
             ApiJudge("m", url="http://x/v1", **{k: Bounds(**v) if k == "bounds" else v for k, v in bad.items()})
     with pytest.raises(JudgeError, match="--judge-model"):
         named("api")
+
+
+@pytest.mark.parametrize("key", ["sk-secret\u20194711", "sk-secret\x014711", "sk-secret\n4711"])
+def test_a_key_that_no_header_can_hold_is_one_sentence(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONA_AXIS_JUDGE_API_KEY", key)
+    with pytest.raises(JudgeError, match="the key in PERSONA_AXIS_JUDGE_API_KEY holds a character") as caught:
+        ApiJudge("m", url="http://127.0.0.1:9/v1")
+    assert "secret" not in str(caught.value) and "4711" not in str(caught.value)
+
+
+def test_a_key_from_a_file_loses_its_line_break(serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONA_AXIS_JUDGE_API_KEY", f" {KEY}\n")
+    server = serve(lambda h, n: reply(h, completion(YES)))
+    assert ApiJudge("m", url=server.url, bounds=QUICK).answer(fits("a")) == [0.9]
+    assert server.keys == [f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize(("status", "before"), [(200, 0), (200, 52), (401, 292), (500, 292)])
+@pytest.mark.parametrize("key", [KEY, 'sk-"secret\\4711', "sk-secret/4711"])
+def test_an_endpoint_that_says_the_key_is_not_repeated(key, status, before, serve, monkeypatch) -> None:
+    """Also where the text is cut within the key: at 60 characters of what should have been an answer, else at 300."""
+    monkeypatch.setenv("PERSONA_AXIS_JUDGE_API_KEY", key)
+    quoted = json.dumps(key)
+    for form in (key, quoted, quoted.replace("/", "\\/")):
+        server = serve(lambda h, n, form=form: reply(h, f"{'.' * before}{form}", status))
+        with pytest.raises(JudgeError) as caught:
+            ApiJudge("m", url=server.url, bounds=Bounds(timeout=20, tries=1)).answer(fits("a"))
+        assert "sk-" not in str(caught.value) and "4711" not in str(caught.value), form
+
+
+def test_an_answer_with_the_key_is_not_kept(serve, tmp_path: Path) -> None:
+    server = serve(lambda h, n: reply(h, completion(f"my key is {KEY}")))
+    judge = ApiJudge("m", url=server.url, cache=tmp_path, bounds=QUICK)
+    assert judge.answer(fits("a")) == [None] and not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_no_redirect_is_followed(status: int, serve) -> None:
+    other = serve(lambda h, n: reply(h, completion(YES)))
+    server = serve(lambda h, n: reply(h, "", status, location=f"{other.url}/chat/completions?k={KEY}"))
+    with pytest.raises(JudgeError, match=r"redirects to '\S+/completions\?k=\*\*\*': texts go to no url but") as caught:
+        ApiJudge("m", url=server.url, bounds=QUICK).answer(fits("a"))
+    assert KEY not in str(caught.value) and len(server.bodies) == 1 and not other.bodies
+
+
+def test_the_endpoint_is_part_of_the_name_and_of_what_is_kept(serve, tmp_path, monkeypatch) -> None:
+    """Of the one in OPENAI_BASE_URL as well: two endpoints are two judges."""
+    no = '{"answer": "no", "confidence": 0.9}'
+    servers = [serve(lambda h, n, text=text: reply(h, completion(text))) for text in (YES, no)]
+    names, found = set(), []
+    for server in servers:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/")
+        for url in (None, server.url):
+            judge = ApiJudge("m", url=url, cache=tmp_path, bounds=QUICK)
+            names.add(judge.name)
+            found.append(judge.answer(fits("a")))
+    assert found == [[0.9], [0.9], [pytest.approx(0.1)], [pytest.approx(0.1)]]
+    assert names == {f"api m at {server.url}, prompts 1" for server in servers}
+    assert [len(server.bodies) for server in servers] == [1, 1] and KEY not in str(names)
+
+
+def test_what_nobody_could_read_is_asked_again_by_the_next_run(serve, tmp_path: Path) -> None:
+    server = serve(lambda h, n: reply(h, completion("well, yes" if n == 1 else YES)))
+    found = []
+    for _ in range(3):
+        judge = ApiJudge("m", url=server.url, cache=tmp_path, bounds=QUICK)
+        found.append((judge.answer(fits("a", "a")), judge.spent.requests, judge.spent.unparsable, judge.spent.cached))
+    assert found == [([None] * 2, 1, 2, 0), ([0.9] * 2, 1, 0, 0), ([0.9] * 2, 0, 0, 1)]
 
 
 RUBRIC = Rubric("t", "asks.", tuple("abcde"), "p", "q", tuple("vwxyz"))
@@ -285,11 +367,12 @@ def test_a_verdict_in_its_form_is_read(asked, text: str, wanted) -> None:
         "", "yes", f"Sure! {YES}", f"{YES} {YES}", '{"answer": "yes"}', '{"answer": "Yes", "confidence": 1}',
         '{"answer": "yes", "confidence": 0.2}', '{"answer": "yes", "confidence": true}', '[{"answer": "yes"}]',
         '{"answer": "yes", "confidence": NaN}', '{"answer": "yes", "confidence": 1, "why": ""}', "[" * 100_000,
-        '{"answer": ["yes"], "confidence": 1}',
+        '{"answer": ["yes"], "confidence": 1}', '{"answer": "no", "answer": "yes", "confidence": 1}',
     )),
     *((Conflicts("x", ("a", "b")), text) for text in (
         '{"conflicts": [0]}', '{"conflicts": [3]}', '{"conflicts": [1, 1]}', '{"conflicts": ["1"]}',
         '{"conflicts": [true]}', '{"conflicts": null}', '{"conflicts": [1], "more": 1}', "[1]",
+        '{"conflicts": [1], "conflicts": []}',
     )),
     *((Rates(PERSONA, "q", "r", RUBRIC), text) for text in ('{"score": 0}', '{"score": 6}', '{"score": "5"}', "5")),
     (ROLLOUT, '{"score": 4}'), (ROLLOUT, '{"score": true}'),
@@ -365,6 +448,6 @@ def test_extraction_with_a_judge_behind_an_api(serve, tmp_path: Path) -> None:
     options = Options(roles=4, prompts=2, questions=8, min_accepted=2, calibration=20, sampling=Sampling(1.0, 1.0, 6))
     extract(tiny.chat(), tiny.probes(), options, out=tmp_path / "axis.safetensors", judge=judge)
     about = Axis.load(tmp_path / "axis.safetensors").metadata
-    assert about["judge"] == "api m, prompts 1"
+    assert about["judge"] == f"api m at {server.url}, prompts 1"
     assert 0 < sum(about["accepted"].values() if isinstance(about["accepted"], dict) else about["accepted"]) < 64
     assert judge.spent.requests == len(server.bodies) > 20 and set(scored.values()) == {1, 3}

@@ -70,7 +70,7 @@ def test_verdicts_are_made_of_the_relations(judge: NliJudge) -> None:
     assert found[0] == pytest.approx(1 - max(one.contradict for one in each), abs=1e-6)
     assert found[1] == tuple(i for i, one in enumerate(each) if one.contradict > 0.5)
     assert found[2:] == pytest.approx([one.entail for one in entails], abs=1e-6)
-    with pytest.raises(JudgeError, match="judge 'nli' cannot tell: How well does the reply do"):
+    with pytest.raises(JudgeError, match="judge 'nli [0-9a-f]{12}' cannot tell: How well does the reply do"):
         judge.answer([Rates(PERSONA, "q", "r", Rubric("", "", (), "", "", ()))])
 
 
@@ -99,15 +99,35 @@ def test_further_labels_are_left_out_of_the_sum() -> None:
     assert sum(judge.infer([PAIRS[0]])[0] or ()) == pytest.approx(1, abs=1e-6)
 
 
+def test_the_name_tells_weights_and_labels_and_no_place(tmp_path: Path) -> None:
+    """Two checkpoints in directories of one name are two judges, a copy of one is the same."""
+    names = []
+    made = [model(), model(), model(seed=1), model({0: "entailment", 1: "contradiction", 2: "neutral"})]
+    with torch.no_grad():
+        made.append(model())
+        made[-1].classifier.bias[0] += 1
+    for number, one in enumerate(made):
+        place = tmp_path / str(number) / "judge"
+        one.save_pretrained(place)
+        tokenizer().save_pretrained(place)
+        names.append(NliJudge.load(place).name)
+    assert names[0] == names[1] and len(set(names)) == 4
+    assert all(name.startswith("nli judge ") for name in names)
+    assert NliJudge(made[0], tokenizer(), name="nli judge").name == names[0]
+
+
 def test_loading(tmp_path: Path) -> None:
     made = model()
     made.save_pretrained(tmp_path / "nli")
     tokenizer().save_pretrained(tmp_path / "nli")
     loaded = NliJudge.load(tmp_path / "nli")
-    assert loaded.name == "nli nli"
+    assert loaded.name.startswith("nli nli ")
     assert loaded.infer(PAIRS)[0] == pytest.approx(NliJudge(made, tokenizer()).infer(PAIRS)[0], abs=1e-6)
-    with pytest.raises(JudgeError, match="cannot load the judge"):
+    with pytest.raises(JudgeError, match="cannot load the judge.*: no such model directory: .*nothing"):
         NliJudge.load(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(JudgeError, match="cannot load the judge.*holds no config.json"):
+        NliJudge.load(tmp_path / "empty")
     made.bert.save_pretrained(tmp_path / "headless")
     tokenizer().save_pretrained(tmp_path / "headless")
     with pytest.raises(JudgeError, match="is no trained classifier: 2 weights are missing"):

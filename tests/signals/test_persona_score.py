@@ -86,6 +86,22 @@ def test_what_does_not_fit_is_refused() -> None:
             persona_score(chat, probes, judges, RUBRICS, **more)
 
 
+@pytest.mark.parametrize("instruction", ["{x} {}", "{} }", "{{}}", "{}"])
+def test_an_instruction_is_text_but_for_the_persona(instruction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a persona may hold braces itself."""
+    seen: list[Any] = []
+
+    def ask(chat: Any, chats: list[Any], *rest: Any) -> list[str]:
+        seen.extend(chats)
+        return ["yes"] * len(chats)
+
+    monkeypatch.setattr("persona_axis._asking.ask", ask)
+    one = PersonaProbe("a", Persona("rain {} {x}"), ("home",), probe("a").questions)
+    persona_score(tiny.chat(), [one], [Reads("j")], RUBRICS, instruction=instruction, sampling=SHORT)
+    left, right = instruction.split("{}")
+    assert {chat[0]["content"] for chat in seen} == {f"{left}rain {{}} {{x}}{right}"}
+
+
 def test_the_score_falls_when_personas_are_shuffled_and_more_when_they_are_dropped() -> None:
     """Troupe plays archetypes, its parser judges: who is told to be another, or nobody, shows less of the persona."""
     rng = random.Random(0)
