@@ -130,7 +130,7 @@ class TestTheTable:
                 for name, column in cells.items():
                     assert str(name) in text
                     for lever, cell in column.items():
-                        assert any(str(lever) in line and str(cell) in line for line in text.splitlines()), (suite, name)
+                        assert any(str(lever) in line and str(cell) in line for line in text.splitlines()), name
             # a line a lever where there is room
             assert (text.count("half") == len(by_suite(table))) == (width == 300)
 
