@@ -60,8 +60,8 @@ def again(count: int, of: Callable[[np.ndarray], float]) -> Estimate:
 
 
 def ranking_row(name: Sequence[object], found: Ranking, base: Ranking) -> None:
-    fall = "" if found.listener.alpha == 0 else told(found.fall(base), 100, 0)
-    row(*name, *(told(found.share(kind), digits=3) for kind in KINDS), told(found.perplexity), fall)
+    change = () if found.listener.alpha == 0 else (told(found.rise(base), 100, 1), told(found.fall(base), 100, 0))
+    row(*name, *(told(found.share(kind), digits=3) for kind in KINDS), told(found.perplexity), *(change or ("", "")))
 
 
 def in_parts(chat: ChatModel, asked: list[Context], listeners: list[Listener], jobs: int) -> list[Ranking]:
@@ -81,7 +81,8 @@ def part(given: tuple[list[Context], list[Listener]]) -> list[Ranking]:
 def ranking(chat: ChatModel, args: argparse.Namespace) -> None:
     asked = contexts(args.contexts, args.seed)
     found = in_parts(chat, asked, grid([2.0, 8.0, 16.0], [0.5, 1.0]), args.jobs)
-    head("alpha", "beta", *(SHOWN[k] for k in KINDS), "perplexity", "Contradict@1 falls by, %")
+    head("alpha", "beta", *(SHOWN[k] for k in KINDS), "perplexity", "Hits@1 rises by, points",
+         "Contradict@1 falls by, %")
     for each in found:
         ranking_row((each.listener.alpha, each.listener.beta if each.listener.alpha else ""), each, found[0])
 
@@ -109,7 +110,8 @@ def distractors(chat: ChatModel, args: argparse.Namespace) -> None:
         "learned": lambda c: memory.choose(c.messages),
         "same character, other facts": lambda c: c.distractors,
     }
-    head("distractors", *(SHOWN[k] for k in KINDS), "perplexity", "Contradict@1 falls by, %")
+    head("distractors", *(SHOWN[k] for k in KINDS), "perplexity", "Hits@1 rises by, points",
+         "Contradict@1 falls by, %")
     for i, (name, way) in enumerate(ways.items()):
         base, found = rank(chat, asked, [Listener(0.0), listener], way)
         if not i:
