@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -90,3 +90,14 @@ def llama(shared_models: dict[str, PreTrainedModel]) -> PreTrainedModel:
 def any_model(request: pytest.FixtureRequest, shared_models: dict[str, PreTrainedModel]) -> PreTrainedModel:
     """Each family in turn: not to be changed."""
     return shared_models[request.param]
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As in child processes: how a sum is cut among threads changes its last bits."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

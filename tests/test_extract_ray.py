@@ -18,7 +18,6 @@ from typing import Any
 import chat_factory as tiny
 import numpy as np
 import pytest
-import torch
 
 from persona_axis import Axis, ChatModel
 from persona_axis.errors import ExtractionError
@@ -49,13 +48,7 @@ with t.over_ray(sys.argv[3], 2) as engine:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the children: how a sum is cut among threads changes its last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -54,12 +54,7 @@ def read(file: Path | str, out: Path | str, options: Options = OPTIONS, **more) 
     return extract_responses(tiny.chat(), file, tiny.probes(ROLES), options, out=out, **more).axis
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from pathlib import Path
 import chat_factory as tiny
 import numpy as np
 import pytest
-import torch
 from command_line import command_in
 
 from persona_axis import Axis, AxisFileError, ExtractionError, PersonaAxisError
@@ -52,12 +51,7 @@ def run(out: Path | str, **changes: object) -> Axis:
     return extract(tiny.chat(), tiny.probes(ROLES), OPTIONS, out=out).axis
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
