@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -193,3 +194,13 @@ def test_what_cannot_be_asked_is_said_before_anything_is_loaded(monkeypatch: pyt
     with pytest.raises(ExtractionError) as error:
         OnVllm({})
     assert str(error.value) == INSTALL and "pip install" in INSTALL
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    before = dict(os.environ)
+    with pytest.raises(OSError, match="no start"), vllm_engine._environment():
+        assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG" and os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+        raise OSError("no start")
+    assert dict(os.environ) == before

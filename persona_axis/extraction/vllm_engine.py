@@ -93,9 +93,7 @@ def _started(chat: ChatModel, plan: Plan, arguments: Mapping[str, Any]) -> Any:
     config = arguments.get("additional_config") or {}
     if os.environ.get(CAP) or CAP_IN_CONFIG in config:
         raise ExtractionError(f"vLLM would hold a cap while the axis is found: unset {CAP} and {CAP_IN_CONFIG}")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # whose records of a step are others
-    with _told("cannot start"):
+    with _told("cannot start"), _environment():
         from vllm import LLM
         from vllm.platforms import current_platform
 
@@ -219,6 +217,23 @@ class _Running:
                 f"transformers reads on the same tokens (at most {_ALIKE:.0%}): did vLLM load other weights than "
                 f"{self.chat.name} has here? Use --engine transformers"
             )
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """What vLLM and its processes find in the environment while they start, unless it is set there: a server that is
+    started later from this process shall not inherit it."""
+    ours = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # whose records of a step are others
+    }
+    added = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,9 +36,14 @@ def chat() -> ChatModel:
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def _environment(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[None]:
     for name, value in {"VLLM_CACHE_ROOT": str(cache), "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
+    ours = ("VLLM_LOGGING_LEVEL", "VLLM_USE_V2_MODEL_RUNNER")
+    before = [os.environ.get(name) for name in ours]
+    yield
+    # A server that is started later from this process inherits its environment.
+    assert [os.environ.get(name) for name in ours] == before
 
 
 def rollouts(out: Path) -> list[str]:
