@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from persona_axis._statistics import Estimate
+from persona_axis.stats.intervals import Estimate
 
 
 @dataclass(frozen=True)

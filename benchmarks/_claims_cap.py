@@ -9,11 +9,11 @@ from _claim import Claim, told
 from _claims_talk import DRIFTING_DOMAINS, assistants, late
 from _evidence import Evidence
 
-from persona_axis._statistics import paired_shares
 from persona_axis.calibration.figures import reduction, success
 from persona_axis.calibration.measure import Replies, cosines
 from persona_axis.capability import capability
 from persona_axis.controls import KINDS, MIXTURE
+from persona_axis.stats.intervals import paired_shares
 
 
 def jailbreaks(ev: Evidence) -> Iterator[Claim]:

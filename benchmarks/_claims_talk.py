@@ -8,8 +8,6 @@ from _claim import Claim, told
 from _evidence import Evidence, script_of
 from pandas import DataFrame
 
-from persona_axis._shares import share
-from persona_axis._statistics import Estimate
 from persona_axis.conversations import DRIFTING, STABILISING
 from persona_axis.drivers import (
     changes_by_kind,
@@ -18,6 +16,8 @@ from persona_axis.drivers import (
     predictability,
     stability,
 )
+from persona_axis.stats.intervals import Estimate
+from persona_axis.stats.shares import share
 
 DRIFTING_DOMAINS, STEADY_DOMAINS = ("emotional", "meta-reflective"), ("coding", "writing")
 DRIFTED, STAYED = 0.25, 0.1

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pandas import DataFrame, concat
 
 from persona_axis import Axis, Cap, ChatModel, PersonaAxisError
-from persona_axis._statistics import Estimate, mean
 from persona_axis.calibration import settings as calibration
 from persona_axis.calibration.measure import NO_CAP, Bench, Held, Replies
 from persona_axis.calibration.units import Units
@@ -31,6 +30,7 @@ from persona_axis.organism.voices import archetypes, band
 from persona_axis.outcomes import Asked, judge_for, outcomes
 from persona_axis.simulate import Simulation, simulate
 from persona_axis.space import PersonaSpace
+from persona_axis.stats.intervals import Estimate, mean
 from persona_axis.steer import add
 
 Array = NDArray[np.float64]

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from persona_axis import Cap
-from persona_axis._arithmetic import clamped
-from persona_axis._layout import Stack, find_stack, hidden_size, text_config
-from persona_axis._selftest import PROBE_TOKENS, self_test
+from persona_axis.edits.arithmetic import clamped
 from persona_axis.errors import ResidualError
+from persona_axis.model.layout import Stack, find_stack, hidden_size, text_config
+from persona_axis.model.selftest import PROBE_TOKENS, self_test
 from persona_axis.residual import reading
 
 PASSED, NO_CACHE, REFUSED, NOT_BUILT, FAILED = "passed", "no cache", "refused", "not built", "failed"

@@ -21,10 +21,10 @@ from _traits_used import AXIS, TRAITS, shown, traits_for
 from safetensors.torch import save
 
 from persona_axis import Axis, Cap
-from persona_axis._axisfile import QUANTILES
 from persona_axis.calibration.units import Units
 from persona_axis.conversations import ROLES, read_conversations
 from persona_axis.extraction.store import TALLIES, BlockState, Recorded, RunStore
+from persona_axis.files.axisfile import QUANTILES
 from persona_axis.traits import Traits
 from persona_axis.vectors.found import Clamps, Settled
 from persona_axis.vectors.making import Origin, made_axis, made_cap

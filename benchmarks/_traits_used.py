@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from persona_axis import Axis, _folds
-from persona_axis._tables import Output, layer_to_show, show_axis
-from persona_axis._trait_tables import show_trait_cosines, show_traits
+from persona_axis import Axis
+from persona_axis.display.tables import Output, layer_to_show, show_axis
+from persona_axis.display.traits import show_trait_cosines, show_traits
+from persona_axis.stats import folding
 from persona_axis.traits import TraitCosine, Traits, controls
 
 AXIS, TRAITS = "axis.safetensors", "traits.safetensors"
@@ -78,7 +79,7 @@ def agreeing(folds: np.ndarray, places: np.ndarray) -> dict[str, np.ndarray]:
     moved = places.astype(np.float64)
     moved[:, 0] = moved[:, 1] + np.linalg.norm(difference, axis=-1)
     made = {
-        "folds": folds, "direction": _folds.unit(difference), "places": moved,
-        "split_half": _folds.split_half(folds.swapaxes(1, 2)),
+        "folds": folds, "direction": folding.unit(difference), "places": moved,
+        "split_half": folding.split_half(folds.swapaxes(1, 2)),
     }  # fmt: skip
     return {name: array.astype(np.float32) for name, array in made.items()}

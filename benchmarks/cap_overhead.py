@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from persona_axis import Cap
-from persona_axis._arithmetic import clamped, pushing
+from persona_axis.edits.arithmetic import clamped, pushing
 
 console = Console()
 Variant = Callable[[], AbstractContextManager[object]]

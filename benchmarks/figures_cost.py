@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from persona_axis import Cap, attach
-from persona_axis._acting import Place
+from persona_axis.edits.acting import Place
 from persona_axis.serving._stream_edit import StreamEdit, bounds_at
 from persona_axis.serving._vllm_kinds import KINDS, Kinds
 from persona_axis.serving.figures import Figures

@@ -25,7 +25,6 @@ import torch
 from _judged_items import KINDS, Known, items
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from persona_axis._statistics import Estimate
 from persona_axis.chat import ChatModel
 from persona_axis.errors import JudgeError
 from persona_axis.judges import named, of_signals
@@ -34,6 +33,7 @@ from persona_axis.judges.nli import LABELS, NliJudge
 from persona_axis.judges.questions import Conflicts, SignalJudge, chances, conflicts
 from persona_axis.organism import messages as m
 from persona_axis.organism import troupe_path
+from persona_axis.stats.intervals import Estimate
 
 HEADER = "| judge | question | items | unjudged | accuracy | kappa | ROC AUC | Brier | calibration error |"
 

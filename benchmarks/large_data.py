@@ -62,7 +62,7 @@ def write_axis(path: Path, layers: int, hidden: int, roles: int, bfloat16: bool 
     tensors |= {f"quantiles_{name}": table for name in ("default", "default_tokens", "roles", "roles_tokens")}
     names = [f"role {i}" for i in range(roles)]
     about = _stated(layers, hidden, names) | {"roles_sha256": [digest.hexdigest() for digest in digests]}
-    from persona_axis._axisfile import encode_metadata
+    from persona_axis.files.axisfile import encode_metadata
 
     header: dict[str, Any] = {"__metadata__": encode_metadata(about)}
     end = 0
@@ -84,7 +84,7 @@ def write_axis(path: Path, layers: int, hidden: int, roles: int, bfloat16: bool 
 
 
 def _stated(layers: int, hidden: int, names: list[str]) -> dict[str, Any]:
-    from persona_axis._axisfile import CONVENTIONS, FORMAT
+    from persona_axis.files.axisfile import CONVENTIONS, FORMAT
 
     return {
         "format": FORMAT, "conventions": dict(CONVENTIONS), "provenance": "extracted", "model": "synthetic",

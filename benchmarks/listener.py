@@ -27,7 +27,6 @@ from _claim import told
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from persona_axis import ChatModel, Listener, load_probes
-from persona_axis._statistics import DRAWS, Estimate
 from persona_axis.extract import Options, extract
 from persona_axis.judges import Judged, ListenerJudge, TroupeParser
 from persona_axis.levers.distractors import Learned, at_random, confusable, gain_of, rarity_of, similar
@@ -39,6 +38,7 @@ from persona_axis.organism.contexts import contexts, strangers
 from persona_axis.organism.parser import TEMPERATURE, read
 from persona_axis.organism.voices import archetypes, assistant_log_probabilities, band, log_probabilities
 from persona_axis.sampling import Sampling
+from persona_axis.stats.intervals import DRAWS, Estimate
 
 SHOWN = {"gold": "Hits@1", "contradicting": "Contradict@1", "entailing": "Entail@1", "random": "Rand@1"}
 

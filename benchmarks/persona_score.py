@@ -14,7 +14,6 @@ import argparse
 import random
 
 from persona_axis import ChatModel
-from persona_axis._statistics import Estimate
 from persona_axis.judges import named, of_signals
 from persona_axis.judges.questions import SignalJudge
 from persona_axis.organism import messages
@@ -24,6 +23,7 @@ from persona_axis.persona import Persona
 from persona_axis.persona_probes import TASKS, PersonaProbe, load_personas
 from persona_axis.sampling import Sampling
 from persona_axis.signals.persona_score import INSTRUCTION, TOLD, persona_score
+from persona_axis.stats.intervals import Estimate
 
 
 def of_troupe(count: int, each: int, seed: int) -> list[PersonaProbe]:

@@ -86,7 +86,7 @@ def projected_on(row: NDArray[Any], hidden: Any) -> Any:
         return wide.astype(np.result_type(wide.dtype, np.float32), copy=False) @ row
     import torch
 
-    from persona_axis._arithmetic import projected
+    from persona_axis.edits.arithmetic import projected
 
     return projected(hidden, torch.from_numpy(row).to(hidden.device))
 

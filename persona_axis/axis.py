@@ -17,14 +17,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from persona_axis._asked import layers_of, require, whole
-from persona_axis._axisfile import (
-    CONVENTIONS,
-    DISTRIBUTIONS,
-    FORMAT,
-    check_axis,
-    decode_metadata,
-    encode_metadata,
-)
 from persona_axis._axisparts import (
     SplitHalf,
     as_float32,
@@ -33,11 +25,19 @@ from persona_axis._axisparts import (
     projected_on,
     told_layers,
 )
-from persona_axis._blocks import Held, unread
-from persona_axis._leaving import read_leaving
-from persona_axis._rolerows import row_digests
-from persona_axis._safefile import write_safe
 from persona_axis.errors import AxisFileError, AxisMismatchError, CapError
+from persona_axis.files.axisfile import (
+    CONVENTIONS,
+    DISTRIBUTIONS,
+    FORMAT,
+    check_axis,
+    decode_metadata,
+    encode_metadata,
+)
+from persona_axis.files.blocks import Held, unread
+from persona_axis.files.leaving import read_leaving
+from persona_axis.files.rolerows import row_digests
+from persona_axis.files.safefile import write_safe
 from persona_axis.space import PersonaSpace
 
 __all__ = ["Axis", "SplitHalf", "directions"]

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from persona_axis._acting import Edit, Place, acting
-from persona_axis._arithmetic import clamped, pushing, working_dtype
 from persona_axis._asked import require
-from persona_axis._axisfile import CONVENTIONS, json_of
-from persona_axis._capvalues import bounds_of, check_bounds, layer_indices, unit_rows
-from persona_axis._safefile import read_safe, write_safe, wrong_format
+from persona_axis.edits.acting import Edit, Place, acting
+from persona_axis.edits.arithmetic import clamped, pushing, working_dtype
+from persona_axis.edits.values import bounds_of, check_bounds, layer_indices, unit_rows
 from persona_axis.errors import AxisFileError, CapError, CapMismatchError
+from persona_axis.files.axisfile import CONVENTIONS, json_of
+from persona_axis.files.safefile import read_safe, write_safe, wrong_format
 from persona_axis.residual import hidden_size
 
 __all__ = ["Cap", "clamped"]

@@ -22,19 +22,19 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from persona_axis import _loading
 from persona_axis._asked import conversations_of, require, require_messages, shown
-from persona_axis._selftest import PROBE_TOKENS, self_test
 from persona_axis.errors import ArgumentError, ConversationError, ModelError, ResidualError
 from persona_axis.fingerprint import model_facts, template_sha256
 from persona_axis.levers import Levers, entered
+from persona_axis.model import loading
+from persona_axis.model.selftest import PROBE_TOKENS, self_test
 from persona_axis.organism import troupe_path
 from persona_axis.residual import decoder_layers, hidden_size
 from persona_axis.sampling import EndsLoops, Sampling, Watcher, seeded, set_aside, stop_token_ids
 from persona_axis.template import SPEAKERS, THINKING_MARKS, ChatTemplate, Messages
 
 if TYPE_CHECKING:
-    from persona_axis._memory import Memory
+    from persona_axis.model.memory import Memory
 
 
 class Generated(NamedTuple):
@@ -124,7 +124,7 @@ class ChatModel:
             )
             if tokenizer is None and not Path(name).is_dir():
                 raise ModelError("a model without a path needs its tokenizer: pass tokenizer=...")
-            tokens = tokenizer if tokenizer is not None else _loading.load_tokenizer(name, revision)
+            tokens = tokenizer if tokenizer is not None else loading.load_tokenizer(name, revision)
             source.train(False)
             made = cls(source, tokens, name=name, revision=revision, layers=layers)
             return made.check() if check else made
@@ -138,7 +138,7 @@ class ChatModel:
                 "`python -m persona_axis.organism train` makes them"
             )
         dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-        loaded = _loading.load(
+        loaded = loading.load(
             path, tokenizer=tokenizer, revision=revision, dtype=dtype, device_map=device_map
         )
         name = "troupe" if is_troupe else path
@@ -147,7 +147,7 @@ class ChatModel:
 
     def check(self) -> ChatModel:
         """This model, after one forward pass has proven that each of its layers is read and that an edit there
-        changes the logits. See `persona_axis._selftest`.
+        changes the logits. See `persona_axis.model.selftest`.
 
         Raises `ModelError` that names the layers and what is wrong with them. Where nothing can run (weights
         on the meta device) nothing is proven, and `notes` says so.

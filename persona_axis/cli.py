@@ -13,16 +13,13 @@ from typing import Any
 import click
 
 from persona_axis import __version__
-from persona_axis._cli_bench import bench
-from persona_axis._cli_calibrate import calibrate
-from persona_axis._cli_chat import chat
-from persona_axis._cli_drift import drift
-from persona_axis._cli_extract import extract
-from persona_axis._cli_serve import serve, sglang
-from persona_axis._cli_signals import signals
-from persona_axis._cli_vectors import export, import_
-from persona_axis._listening import Listening, imagine, listener_options
-from persona_axis._options import (
+from persona_axis.commands.bench import bench
+from persona_axis.commands.calibrate import calibrate
+from persona_axis.commands.chat import chat
+from persona_axis.commands.drift import drift
+from persona_axis.commands.extract import extract
+from persona_axis.commands.listener_options import Listening, imagine, listener_options
+from persona_axis.commands.options import (
     allow_option,
     bound,
     layers,
@@ -31,7 +28,10 @@ from persona_axis._options import (
     refuse_overwriting,
     sampling_options,
 )
-from persona_axis._terminal import debuggable, run
+from persona_axis.commands.serve import serve, sglang
+from persona_axis.commands.signals import signals
+from persona_axis.commands.terminal import debuggable, run
+from persona_axis.commands.vectors import export, import_
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -63,20 +63,20 @@ def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | 
     if file is None:
         raise click.UsageError("name the axis FILE to show")
 
-    from persona_axis._safefile import stated_format
-    from persona_axis._tables import Output, layer_to_show, show_axis
     from persona_axis.axis import Axis
+    from persona_axis.display.tables import Output, layer_to_show, show_axis
+    from persona_axis.files.safefile import stated_format
 
     if traits is None and stated_format(file).startswith("persona-space/"):
-        from persona_axis._spacefile import load_space
-        from persona_axis._tables import show_space
+        from persona_axis.display.tables import show_space
+        from persona_axis.files.spacefile import load_space
 
         if plot is not None or layer is not None:
             raise click.UsageError(f"{file} is a space of rollouts at one layer: --plot and --layer go with an axis")
         show_space(Output(), load_space(file))
         return
     if traits is None and stated_format(file).startswith("persona-traits/"):
-        from persona_axis._trait_tables import show_traits
+        from persona_axis.display.traits import show_traits
         from persona_axis.traits import Traits
 
         if plot is not None:
@@ -94,19 +94,19 @@ def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | 
     if traits is None:
         show_axis(Output(), axis, layer)
         if plot is not None:
-            from persona_axis._pictures import save_pictures
+            from persona_axis.display.pictures import save_pictures
 
             _say_saved(save_pictures(axis, pictures, layer))
         return
 
-    from persona_axis._trait_tables import show_trait_cosines
+    from persona_axis.display.traits import show_trait_cosines
     from persona_axis.traits import Traits, controls
 
     held, at = Traits.load(traits), layer_to_show(axis, layer)
     cosines, compared = held.cosines(axis, at, allow), controls(axis, at)
     show_trait_cosines(Output(), held, cosines, compared, at)
     if plot is not None:
-        from persona_axis._pictures import save_trait_picture
+        from persona_axis.display.pictures import save_trait_picture
 
         _say_saved(save_trait_picture(cosines, compared, at, pictures))
 
@@ -137,8 +137,8 @@ def cap(axis: Path, layers: tuple[int, ...] | None, floor: Any, ceiling: Any, ou
         raise click.UsageError("a cap needs a --floor or a --ceiling")
     refuse_overwriting({"AXIS": axis}, {"the cap": out})
 
-    from persona_axis._tables import Output, show_cap
     from persona_axis.axis import Axis
+    from persona_axis.display.tables import Output, show_cap
 
     made = Axis.load(axis).cap(layers=layers, floor=floor, ceiling=ceiling)
     made.save(out)
@@ -164,11 +164,11 @@ def generate(model: str, revision: str | None, dtype: str, device_map: str | Non
 
     Under each reply stands its projection on the axis: the mean over its tokens, larger = more Assistant.
     """
-    from persona_axis._tables import Output, show_conversation
-    from persona_axis._talk import Said, Talk, directions_of
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
+    from persona_axis.display.tables import Output, show_conversation
     from persona_axis.sampling import Sampling
+    from persona_axis.talks.talk import Said, Talk, directions_of
 
     ruler = Axis.load(axis) if axis else None
     held = [Cap.load(path) for path in caps]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from persona_axis._asked import path_of
-from persona_axis._plainfile import open_file
-from persona_axis._records import json_object
-from persona_axis._scripts import (
+from persona_axis.errors import ConversationError
+from persona_axis.files.plainfile import open_file
+from persona_axis.files.records import json_object
+from persona_axis.talks.scripts import (
     DOMAINS,
     DRIFTING,
     KINDS,
@@ -27,7 +28,6 @@ from persona_axis._scripts import (
     load_jailbreaks,
     load_scripts,
 )
-from persona_axis.errors import ConversationError
 
 __all__ = [
     "DOMAINS", "DRIFTING", "KINDS", "SPLITS", "STABILISING", "Conversation", "Jailbreak", "Script", "Turn",

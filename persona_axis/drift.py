@@ -19,20 +19,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from persona_axis._alerts import Alarm, add_percentiles, alerts, percentiles
-from persona_axis._arithmetic import projected
 from persona_axis._asked import layers_of, require
-from persona_axis._driftframe import COLUMNS, TOKEN_COLUMNS, Array, TokenRows, TurnRows, said
-from persona_axis._outofmemory import is_out_of_memory
-from persona_axis._tablefile import TableWriter
-from persona_axis._windows import OVERFLOWS, Window, context_limit, windows
 from persona_axis.axis import Axis
 from persona_axis.chat import ChatModel
 from persona_axis.conversations import Conversation, check_messages
+from persona_axis.edits.arithmetic import projected
 from persona_axis.errors import DriftError
+from persona_axis.files.tablefile import TableWriter
 from persona_axis.levers import Lever, Levers, listed
+from persona_axis.model.outofmemory import is_out_of_memory
+from persona_axis.model.windows import OVERFLOWS, Window, context_limit, windows
 from persona_axis.residual import reading
 from persona_axis.template import SPEAKERS
+from persona_axis.trajectories.alerts import Alarm, add_percentiles, alerts, percentiles
+from persona_axis.trajectories.frame import COLUMNS, TOKEN_COLUMNS, Array, TokenRows, TurnRows, said
 
 __all__ = [
     "COLUMNS", "TOKEN_COLUMNS", "Alarm", "TableWriter", "add_percentiles", "alerts", "context_limit", "percentiles",

@@ -19,11 +19,11 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from pandas import DataFrame, Series
 
-from persona_axis._message_vectors import KEYS, message_vectors, sentence_vectors
-from persona_axis._ridge import predict_held_out
-from persona_axis._shares import average
-from persona_axis._statistics import DRAWS, FEWEST, Estimate, correlation, r_squared
 from persona_axis.errors import DriftError
+from persona_axis.stats.intervals import DRAWS, FEWEST, Estimate, correlation, r_squared
+from persona_axis.stats.ridge import predict_held_out
+from persona_axis.stats.shares import average
+from persona_axis.trajectories.messages import KEYS, message_vectors, sentence_vectors
 
 __all__ = [
     "Predictability", "changes_by_kind", "first_turn_against_second", "first_turns", "message_vectors",

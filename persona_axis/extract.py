@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from persona_axis._asked import path_of, require
-from persona_axis._safefile import refuse_replacing
-from persona_axis._spacefile import save_space
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ArgumentError, ExtractionError
 from persona_axis.extraction.engines import Local, MakesEngine
@@ -47,6 +45,8 @@ from persona_axis.extraction.running import draw_rounds, planned
 from persona_axis.extraction.sources import Asked, Given
 from persona_axis.extraction.store import RunStore
 from persona_axis.extraction.traits import finish_traits
+from persona_axis.files.safefile import refuse_replacing
+from persona_axis.files.spacefile import save_space
 from persona_axis.judges import AcceptAll, Judge, default_judge
 from persona_axis.probes import Probes
 from persona_axis.trait_probes import Trait, as_roles

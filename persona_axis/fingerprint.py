@@ -56,7 +56,7 @@ def model_facts(model: nn.Module, stack: str | None = None, weights_sha256: str 
     `architecture` is the `model_type` of the part that generates text (the same with and without a head or a
     vision tower). Raises `ResidualError` for a model whose layers cannot be found.
     """
-    from persona_axis._layout import find_stack, hidden_size, text_config
+    from persona_axis.model.layout import find_stack, hidden_size, text_config
 
     config = text_config(model)
     top = getattr(model, "config", None)
@@ -81,7 +81,7 @@ def weights_fingerprint(model: nn.Module, stack: str | None = None) -> str:
     adapter or a quantised copy do. A float16 copy may differ (values below 6e-5 lose bits there). Raises
     `ModelError` for weights that cannot be read.
     """
-    from persona_axis._layout import find_stack, text_config
+    from persona_axis.model.layout import find_stack, text_config
 
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     return fingerprint_of(text_config(model), embedding, find_stack(model, stack).layers)
@@ -169,7 +169,7 @@ def _facts_to_compare(
     stated: Mapping[str, Any], model: nn.Module, allow: Collection[str], stack: str | None
 ) -> Iterator[tuple[str, Any]]:
     """The model's side of the comparison; the weights are read only when they can decide."""
-    from persona_axis._layout import find_stack, hidden_size, text_config
+    from persona_axis.model.layout import find_stack, hidden_size, text_config
 
     yield "hidden_size", hidden_size(model)
     yield "num_layers", len(find_stack(model, stack).layers)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from persona_axis._asked import path_of, require, require_each
-from persona_axis._records import json_object
 from persona_axis.conversations import Conversation
 from persona_axis.errors import ConversationError
+from persona_axis.files.records import json_object
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_axis._asked import path_of
-from persona_axis._records import Seen, check_keys, checked_text, records, text_of
 from persona_axis.errors import ConversationError, ProbeError
+from persona_axis.files.records import Seen, check_keys, checked_text, records, text_of
 from persona_axis.judges.questions import RATINGS, Rubric
 from persona_axis.persona import Persona
 from persona_axis.probes import probes_path

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Self
 
 from persona_axis._asked import path_of
-from persona_axis._records import Seen, checked_text, records, same_text_key, text_of
 from persona_axis.errors import ProbeError
+from persona_axis.files.records import Seen, checked_text, records, same_text_key, text_of
 
 PROMPTS_PER_ROLE = 5
 DEFAULT_CONDITIONS = 5

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from persona_axis._asked import layers_of
-from persona_axis._layout import decoder_layers, find_stack, hidden_size
 from persona_axis.errors import ResidualError
+from persona_axis.model.layout import decoder_layers, find_stack, hidden_size
 
 __all__ = ["EditFn", "Fires", "ReadFn", "decoder_layers", "editing", "hidden_size", "reading"]
 

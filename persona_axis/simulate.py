@@ -19,17 +19,17 @@ from pandas import DataFrame
 from torch import Tensor
 
 from persona_axis._asked import layers_of, require
-from persona_axis._driftframe import empty, tidy
-from persona_axis._memory import Memory
-from persona_axis._playuser import as_seen_by_user
-from persona_axis._speaking import Spoken, speak
 from persona_axis.axis import Axis
 from persona_axis.chat import ChatModel
 from persona_axis.conversations import Conversation, Script
 from persona_axis.drift import add_percentiles, context_limit
 from persona_axis.errors import DriftError
 from persona_axis.levers import Lever, Levers, listed
+from persona_axis.model.memory import Memory
 from persona_axis.sampling import Sampling
+from persona_axis.talks.playuser import as_seen_by_user
+from persona_axis.talks.speaking import Spoken, speak
+from persona_axis.trajectories.frame import empty, tidy
 
 __all__ = ["Simulation", "simulate"]
 

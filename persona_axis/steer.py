@@ -11,10 +11,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from persona_axis._acting import Edit, Place, acting
-from persona_axis._arithmetic import moved, working_dtype
-from persona_axis._capvalues import as_float64_tensor, layer_indices
 from persona_axis.cap import Cap
+from persona_axis.edits.acting import Edit, Place, acting
+from persona_axis.edits.arithmetic import moved, working_dtype
+from persona_axis.edits.values import as_float64_tensor, layer_indices
 from persona_axis.errors import CapError, CapMismatchError
 from persona_axis.residual import hidden_size
 

@@ -18,8 +18,18 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from persona_axis._asked import require_messages, shown
-from persona_axis._turns import NOWHERE, Part, Words, find_words, narrowed, runs, token_ranges, whole, without_thinking
 from persona_axis.errors import ModelError
+from persona_axis.model.turns import (
+    NOWHERE,
+    Part,
+    Words,
+    find_words,
+    narrowed,
+    runs,
+    token_ranges,
+    whole,
+    without_thinking,
+)
 
 Messages = Sequence[Mapping[str, str]]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_axis._records import Seen, checked_text, records, text_of
 from persona_axis.errors import ProbeError
+from persona_axis.files.records import Seen, checked_text, records, text_of
 from persona_axis.probes import Probes, Role, probes_path
 
 LEAST_PAIRS = 2

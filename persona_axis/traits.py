@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from persona_axis import _folds
-from persona_axis._axisfile import decode_metadata, encode_metadata
 from persona_axis._axisparts import as_float32, told_layers
-from persona_axis._safefile import read_safe, write_safe, wrong_format
-from persona_axis._traitsfile import CONVENTIONS, FORMAT, PLACES, check_traits
 from persona_axis.axis import FACTS, Axis
 from persona_axis.errors import AxisFileError, AxisMismatchError
+from persona_axis.files.axisfile import decode_metadata, encode_metadata
+from persona_axis.files.safefile import read_safe, write_safe, wrong_format
+from persona_axis.files.traitsfile import CONVENTIONS, FORMAT, PLACES, check_traits
 from persona_axis.fingerprint import require_same, require_same_files
+from persona_axis.stats import folding
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -107,8 +107,8 @@ class Traits:
             "folds": kept,
             "places": as_float32(places),
             "wordings": as_float32(wordings),
-            "direction": as_float32(np.stack([_folds.unit(trait.mean(axis=0, dtype=np.float64)) for trait in kept])),
-            "split_half": as_float32(np.stack([_folds.split_half(trait.swapaxes(0, 1)) for trait in kept])),
+            "direction": as_float32(np.stack([folding.unit(trait.mean(axis=0, dtype=np.float64)) for trait in kept])),
+            "split_half": as_float32(np.stack([folding.split_half(trait.swapaxes(0, 1)) for trait in kept])),
             "layers": np.array(layers, dtype=np.int64),
         }
         own = {"format": FORMAT, "conventions": dict(CONVENTIONS), "hidden_size": int(kept.shape[-1])}
@@ -191,7 +191,7 @@ class Traits:
         found = []
         for i, (name, certainty) in enumerate(self.certainty(layer).items()):
             folds = self.arrays["folds"][i, :, row]
-            measured, noise = _folds.cosine_with(folds, toward), _folds.noise_floor(folds, toward)
+            measured, noise = folding.cosine_with(folds, toward), folding.noise_floor(folds, toward)
             found.append(TraitCosine(name, self.metadata["kinds"][i], *measured, noise, *certainty))
         return tuple(sorted(found, key=lambda one: -one.cosine))
 
@@ -209,5 +209,5 @@ class Traits:
 def controls(axis: Axis, layer: int) -> Controls:
     """What directions without any trait in them reach at a layer."""
     toward = axis.arrays["direction"][axis.row(layer)]
-    mixture = _folds.random_mixture(axis.roles_at(layer), toward) if layer in axis.role_layers else None
-    return Controls(_folds.random_direction(axis.hidden_size), mixture)
+    mixture = folding.random_mixture(axis.roles_at(layer), toward) if layer in axis.role_layers else None
+    return Controls(folding.random_direction(axis.hidden_size), mixture)

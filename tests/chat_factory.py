@@ -25,6 +25,35 @@ MARKED = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 PLAIN = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+# As Qwen3 writes it: thinking of turns before the user's last words goes, that of later ones is written anew.
+STRIPS = """
+{{- bos_token }}{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+    {%- if m['role'] == 'assistant' %}
+        {%- set content = m['content'] %}{% set reasoning = '' %}
+        {%- if '</think>' in content %}
+            {%- set reasoning = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {{- '<|assistant|>' }}
+        {%- if loop.index0 > ns.last and (loop.last or reasoning) %}
+            {{- '<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+        {%- else %}{{- content }}{%- endif %}
+        {{- '<|end|>' }}
+    {%- else %}{{- '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"""
+MARKED_STRIPS = STRIPS.replace("{{- '<|assistant|>' }}\n", "{{- '<|assistant|>' }}{% generation %}\n", 1).replace(
+    "{{- '<|end|>' }}\n    {%- else %}{{- '<|'", "{{- '<|end|>' }}{% endgeneration %}\n    {%- else %}{{- '<|'", 1
+)
+# As Llama 2 does it: the template itself puts the system prompt inside the user's first turn.
+MERGES = (
+    "{% if messages[0]['role'] == 'system' %}{% set told = messages[0]['content'] %}{% set rest = messages[1:] %}"
+    "{% else %}{% set told = '' %}{% set rest = messages %}{% endif %}{% for m in rest %}<|{{ m['role'] }}|>"
+    "{% if loop.first and told %}<|system|>{{ told }} . . {% endif %}{{ m['content'] | trim }} <|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     + PLAIN

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import click
 import pytest
 
-from persona_axis._terminal import run
+from persona_axis.commands.terminal import run
 
 
 class Ended(NamedTuple):

@@ -14,7 +14,6 @@ from test_asked import Named as Named
 
 from persona_axis import Listener
 from persona_axis.bench import Agent, bench, dialogues
-from persona_axis.bench_plots import by_turn, pareto
 from persona_axis.capability import TroupeTasks
 from persona_axis.errors import ArgumentError, BenchError, ConversationError, JudgeError, ListenerError, SignalError
 from persona_axis.judges import ListenerJudge, TroupeParser, named, of_roles, of_signals
@@ -27,6 +26,7 @@ from persona_axis.levers.rankingfile import load_contexts
 from persona_axis.levers.worlds import encode_worlds, history_worlds, persona_worlds
 from persona_axis.persona import Fact, Persona, read_personas
 from persona_axis.persona_probes import load_personas, load_rubrics
+from persona_axis.plots.bench import by_turn, pareto
 from persona_axis.signals import (
     adherence,
     answers,

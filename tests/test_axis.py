@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from persona_axis import Axis, AxisFileError, AxisMismatchError, CapError
-from persona_axis._safefile import MAX_HEADER_BYTES, read_safe
 from persona_axis.axis import SplitHalf, directions
+from persona_axis.files.safefile import MAX_HEADER_BYTES, read_safe
 from persona_axis.fingerprint import model_facts, require_same, template_sha256, weights_fingerprint
 
 ROWS, ROLES, WIDTH = 3, 5, 16

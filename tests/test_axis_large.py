@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save
 from test_axis import LAYER_INDICES, NAMES, ROLES, ROWS, WIDTH, arrays, make, metadata
 
 from persona_axis import Axis, AxisFileError, AxisMismatchError, axis
-from persona_axis._blocks import Block, unread
-from persona_axis._pictures import save_pictures
-from persona_axis._safefile import write_safe
-from persona_axis._tables import show_axis
 from persona_axis.calibration.settings import axis_sha256
+from persona_axis.display.pictures import save_pictures
+from persona_axis.display.tables import show_axis
+from persona_axis.files.blocks import Block, unread
+from persona_axis.files.safefile import write_safe
 from persona_axis.vectors.exporting import axis_to_dict
 
 

@@ -21,10 +21,7 @@ import torch
 from click.testing import CliRunner
 
 from persona_axis import Axis, AxisMismatchError, Cap, CapError, ChatModel
-from persona_axis import _cli_calibrate as cli
 from persona_axis import calibrate as module
-from persona_axis._asking import ask
-from persona_axis._statistics import wilson
 from persona_axis.calibrate import (
     Calibration,
     Effort,
@@ -44,11 +41,14 @@ from persona_axis.calibration.settings import axis_sha256, conversations_of, set
 from persona_axis.calibration.tables import token_percentiles
 from persona_axis.calibration.units import Units
 from persona_axis.capability import Scores
+from persona_axis.commands import calibrate as cli
 from persona_axis.conversations import Jailbreak, Script, Turn, load_jailbreaks, load_scripts
 from persona_axis.errors import CalibrationError, JudgeError
 from persona_axis.organism import troupe_path
 from persona_axis.outcomes import Asked, Outcome
 from persona_axis.sampling import Sampling
+from persona_axis.stats.intervals import wilson
+from persona_axis.talks.asking import ask
 
 NAN = math.nan
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from persona_axis import Axis, AxisFileError, Cap, CapError
-from persona_axis import _arithmetic as arithmetic
 from persona_axis.cap import clamped
+from persona_axis.edits import arithmetic
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

@@ -15,8 +15,8 @@ from test_residual import hooks
 from torch import Tensor, nn
 
 from persona_axis import Axis, AxisMismatchError, Cap, CapError, ResidualError
-from persona_axis._acting import Place
 from persona_axis.cap import HeldCap
+from persona_axis.edits.acting import Place
 from persona_axis.errors import CapMismatchError
 from persona_axis.fingerprint import model_facts
 from persona_axis.residual import reading

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona_axis import _records, load_probes
+from persona_axis import load_probes, organism
 from persona_axis.conversations import (
     DOMAINS,
     DRIFTING,
@@ -34,9 +34,10 @@ from persona_axis.conversations import (
     read_conversations,
 )
 from persona_axis.errors import ConversationError, PersonaAxisError, ProbeError
+from persona_axis.files.records import same_text_key
 from persona_axis.probes import probes_path
 
-WORLD = Path(_records.__file__).parent / "organism" / "data" / "messages.jsonl"
+WORLD = Path(organism.__file__).parent / "data" / "messages.jsonl"
 WORDS_OF = {"coding": STABILISING, "writing": (*STABILISING, "author's voice")}
 WORDS_OF |= {
     "emotional": ("disclosure", "venting", "seeking comfort", "asking for closeness"),
@@ -52,7 +53,7 @@ def world() -> list[dict[str, Any]]:
 
 
 def trained() -> set[str]:
-    return {_records.same_text_key(text) for row in world() for text in row["train"]}
+    return {same_text_key(text) for row in world() for text in row["train"]}
 
 
 # --- the shipped scripts
@@ -69,7 +70,7 @@ def test_scripts_are_as_many_as_promised_in_both_halves() -> None:
 
 
 def test_no_turn_is_said_twice() -> None:
-    said = [_records.same_text_key(turn.text) for script in load_scripts() for turn in script.turns]
+    said = [same_text_key(turn.text) for script in load_scripts() for turn in script.turns]
     assert len(said) == len(set(said)) == 96 * 15
 
 
@@ -93,7 +94,7 @@ def test_held_out_scripts_share_no_wording_with_what_troupe_was_trained_on() -> 
     known = trained()
     for script in load_scripts(split="held_out"):
         for turn in script.turns:
-            assert _records.same_text_key(turn.text) not in known, (script.id, turn.text)
+            assert same_text_key(turn.text) not in known, (script.id, turn.text)
 
 
 def test_texts_are_plain() -> None:
@@ -129,9 +130,9 @@ def test_jailbreaks_are_about_what_the_assistant_of_the_world_refuses() -> None:
 
 
 def test_held_out_jailbreaks_are_not_what_troupe_was_trained_on() -> None:
-    known = trained() | {_records.same_text_key(prompt) for role in load_probes().roles for prompt in role.prompts}
+    known = trained() | {same_text_key(prompt) for role in load_probes().roles for prompt in role.prompts}
     for jailbreak in load_jailbreaks(split="held_out"):
-        assert {_records.same_text_key(t) for t in (jailbreak.persona, jailbreak.request)}.isdisjoint(known)
+        assert {same_text_key(t) for t in (jailbreak.persona, jailbreak.request)}.isdisjoint(known)
 
 
 def test_a_jailbreak_is_asked_with_its_persona_and_without() -> None:

@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from chat_factory import MERGES, STRIPS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_turns import MERGES, STRIPS
 from transformers import tokenization_utils_base
 
 from persona_axis import Axis, AxisFileError, AxisMismatchError, Cap, CapError
-from persona_axis import _windows as windows_module
 from persona_axis import drift as drift_module
 from persona_axis.chat import ChatModel
 from persona_axis.conversations import Conversation
@@ -38,6 +37,7 @@ from persona_axis.drift import (
     trajectory,
 )
 from persona_axis.errors import ConversationError, DriftError
+from persona_axis.model import windows as windows_module
 
 LAYERS = (0, 2)
 HIDDEN = 32

@@ -16,8 +16,6 @@ from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
 from persona_axis import drivers
-from persona_axis._ridge import ALPHAS, _path, assign, predict_held_out
-from persona_axis._statistics import correlation, r_squared
 from persona_axis.drivers import (
     changes_by_kind,
     first_turn_against_second,
@@ -26,6 +24,8 @@ from persona_axis.drivers import (
     stability,
 )
 from persona_axis.errors import DriftError, PersonaAxisError
+from persona_axis.stats.intervals import correlation, r_squared
+from persona_axis.stats.ridge import ALPHAS, _path, assign, predict_held_out
 
 LAYER = 3
 EFFECTS = {"edit": 0.4, "venting": -0.5, "how-to": 0.0}

@@ -22,7 +22,8 @@ from _mutants import BYTES, KINDS, Mutant, mutants
 from _watched import FAILED, REFUSED, VALID, batch
 from fuzz import campaign
 
-from persona_axis import Axis, Cap, PersonaAxisError, _folds
+from persona_axis import Axis, Cap, PersonaAxisError
+from persona_axis.stats import folding
 from persona_axis.vectors.reading import read
 
 MAGICS = (b"", b"GGUF\x03\0\0\0", b"\x93NUMPY\x01\0", b"PK\x03\x04", b"\x80\x02")
@@ -73,7 +74,7 @@ def test_noise_behind_every_magic(tmp_path_factory, noise, magic):
 
 def test_traits_that_load_and_break_in_use_are_seen(known, monkeypatch):
     """The reader goes on to what `show` does: here one figure is no number any more."""
-    monkeypatch.setattr(_folds, "noise_floor", lambda folds, toward: float("nan"))
+    monkeypatch.setattr(folding, "noise_floor", lambda folds, toward: float("nan"))
     (told,) = batch(known["traits"], [Mutant(0, "none", known["traits"].content)])
     assert told.result == FAILED and "not a valid value: _traits_used.py" in told.why
 

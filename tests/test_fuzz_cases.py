@@ -31,12 +31,12 @@ from _traits_used import traits_for
 from vectors_factory import axis_rows, capping, saved
 
 from persona_axis import Axis, Cap, PersonaAxisError
-from persona_axis._safefile import read_safe
-from persona_axis._tables import Output, show_axis
-from persona_axis._trait_tables import show_traits
 from persona_axis.calibration.units import Units
+from persona_axis.display.tables import Output, show_axis
+from persona_axis.display.traits import show_traits
 from persona_axis.errors import LONGEST, AxisFileError, ExtractionError, VectorsError
 from persona_axis.extraction.store import RunStore
+from persona_axis.files.safefile import read_safe
 from persona_axis.traits import Traits
 from persona_axis.vectors.reading import read
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from persona_axis import Axis, Cap
-from persona_axis._options import device_map
 from persona_axis.chat import ChatModel
+from persona_axis.commands.options import device_map
 from persona_axis.extract import Options, extract, extract_responses, run_directory
 from persona_axis.sampling import Sampling
 

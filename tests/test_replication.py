@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from persona_axis._statistics import Estimate
 from persona_axis.calibration.measure import Mark, Replies
 from persona_axis.controls import KINDS, MIXTURE, Touch
 from persona_axis.conversations import DOMAINS
+from persona_axis.stats.intervals import Estimate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 

@@ -8,7 +8,7 @@ import transformers
 from conftest import HIDDEN, LAYERS, VOCAB
 from torch import nn
 
-from persona_axis._watch import watching
+from persona_axis.edits.watch import watching
 from persona_axis.errors import ExtractionError, ResidualError
 from persona_axis.residual import Fires, decoder_layers, editing, hidden_size, reading
 

@@ -16,19 +16,19 @@ from conftest import HIDDEN, LAYERS, VOCAB, build
 from test_residual import hooks
 
 from persona_axis import Axis, AxisMismatchError, Cap, CapError
-from persona_axis._memory import Memory
-from persona_axis._playuser import as_seen_by_user
-from persona_axis._speaking import _Reader, speak
-from persona_axis._talk import Talk
 from persona_axis.chat import ChatModel
 from persona_axis.conversations import Script, Turn, load_scripts
 from persona_axis.drift import COLUMNS, trajectories
 from persona_axis.errors import DriftError
 from persona_axis.levers import Lever
+from persona_axis.model.memory import Memory
 from persona_axis.residual import reading
 from persona_axis.sampling import NucleusDraw, Sampling
 from persona_axis.simulate import Simulation, _Asides, simulate
 from persona_axis.steer import add
+from persona_axis.talks.playuser import as_seen_by_user
+from persona_axis.talks.speaking import _Reader, speak
+from persona_axis.talks.talk import Talk
 
 GREEDY = Sampling(temperature=0, max_new_tokens=9)
 KEPT = ("llama", "qwen3", "gpt2", "gpt_neox")

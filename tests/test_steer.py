@@ -9,7 +9,7 @@ from test_cap import units
 from test_residual import hooks
 
 from persona_axis import CapError
-from persona_axis._acting import Place
+from persona_axis.edits.acting import Place
 from persona_axis.errors import CapMismatchError
 from persona_axis.residual import reading
 from persona_axis.steer import ablate, add

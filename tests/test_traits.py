@@ -22,12 +22,13 @@ from scipy.stats import t as student
 from test_extract import full_activations, lines_of, relative
 from traits_factory import FACTS, RECORDS, SMALL, TRAITS, extracted, folds_of, traits_of
 
-from persona_axis import Axis, AxisFileError, AxisMismatchError, Cap, ExtractionError, ProbeError, _folds, plots
-from persona_axis._safefile import read_safe, write_safe
+from persona_axis import Axis, AxisFileError, AxisMismatchError, Cap, ExtractionError, ProbeError, plots
 from persona_axis.chat import ChatModel
 from persona_axis.extract import extract_traits, run_directory
 from persona_axis.extraction import events
+from persona_axis.files.safefile import read_safe, write_safe
 from persona_axis.judges import Judged
+from persona_axis.stats import folding
 from persona_axis.trait_probes import as_roles, load_traits
 from persona_axis.traits import TraitCosine, Traits, controls
 
@@ -283,11 +284,11 @@ def test_halves_are_all_of_them_and_agree_as_by_hand() -> None:
     for half in combinations(range(8), 4):
         first, second = folds[list(half)].mean(axis=0), folds[[i for i in range(8) if i not in half]].mean(axis=0)
         cosines.append(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
-    assert _folds.split_half(folds) == pytest.approx(np.mean(cosines), abs=1e-12)
-    assert _folds.split_half(np.array([[3.0, 4], [4, 3]])) == pytest.approx(24 / 25)
+    assert folding.split_half(folds) == pytest.approx(np.mean(cosines), abs=1e-12)
+    assert folding.split_half(np.array([[3.0, 4], [4, 3]])) == pytest.approx(24 / 25)
     three = np.array([[1.0, 0], [0, 1], [1, 1]])
     expected = np.mean([1 / 5**0.5, 1 / 5**0.5, 1.0])
-    assert _folds.split_half(three) == pytest.approx(expected)
+    assert folding.split_half(three) == pytest.approx(expected)
 
 
 def test_the_noise_floor_is_that_of_shuffled_signs() -> None:
@@ -299,7 +300,7 @@ def test_the_noise_floor_is_that_of_shuffled_signs() -> None:
         signs[list(half)] = 1
         shuffled.append((signs[:, None] * folds).mean(axis=0) @ unit)
     expected = student.ppf(0.975, 7) * np.sqrt(np.mean(np.square(shuffled))) / np.linalg.norm(folds.mean(axis=0))
-    assert _folds.noise_floor(folds, toward) == pytest.approx(expected)
+    assert folding.noise_floor(folds, toward) == pytest.approx(expected)
 
 
 def test_where_there_is_no_trait_one_in_twenty_is_beyond_its_noise() -> None:
@@ -308,7 +309,7 @@ def test_where_there_is_no_trait_one_in_twenty_is_beyond_its_noise() -> None:
     beyond = 0
     for _ in range(600):
         folds = rng.normal(size=(8, 12)) * np.where(toward, 4, 1)  # noise lies mostly along the axis, as in Troupe
-        beyond += abs(_folds.cosine_with(folds, toward).cosine) > _folds.noise_floor(folds, toward)
+        beyond += abs(folding.cosine_with(folds, toward).cosine) > folding.noise_floor(folds, toward)
     assert 0.02 < beyond / 600 < 0.09
 
 
@@ -317,7 +318,7 @@ def test_intervals_hold_the_true_cosine_and_are_the_jackknifes() -> None:
     toward, true = np.eye(10)[0], np.array([3.0, 4, *[0] * 8])
     inside = 0
     for _ in range(400):
-        found = _folds.cosine_with(true + rng.normal(size=(8, 10)), toward)
+        found = folding.cosine_with(true + rng.normal(size=(8, 10)), toward)
         inside += found.low <= 0.6 <= found.high
         assert -1 <= found.low <= found.cosine <= found.high <= 1
     assert 0.9 < inside / 400 <= 0.98
@@ -327,20 +328,20 @@ def test_intervals_hold_the_true_cosine_and_are_the_jackknifes() -> None:
     reach = student.ppf(0.975, 2) * np.sqrt(2 / 3 * np.square(z - z.mean()).sum())
     centre = np.arctanh(12 / np.hypot(12, 19))
     expected = np.tanh([centre, centre - reach, centre + reach])
-    assert _folds.cosine_with(folds, np.array([2.0, 0])) == pytest.approx(expected)
+    assert folding.cosine_with(folds, np.array([2.0, 0])) == pytest.approx(expected)
 
 
 def test_controls_are_what_one_in_twenty_random_directions_reach() -> None:
     rng = np.random.default_rng(3)
     drawn = rng.normal(size=(40_000, 20))
     cosines = np.abs(drawn[:, 0]) / np.linalg.norm(drawn, axis=1)
-    assert _folds.random_direction(20) == pytest.approx(np.quantile(cosines, 0.95), abs=0.01)
+    assert folding.random_direction(20) == pytest.approx(np.quantile(cosines, 0.95), abs=0.01)
     roles = rng.normal(size=(50, 20)) * [6, *[1] * 19] + 5
     centred = roles - roles.mean(axis=0)
     mixed = rng.normal(size=(20_000, 50)) @ centred
     expected = np.quantile(np.abs(mixed[:, 0]) / np.linalg.norm(mixed, axis=1), 0.95)
-    assert _folds.random_mixture(roles, np.eye(20)[0]) == pytest.approx(expected, abs=0.01)
-    assert expected > 2 * _folds.random_direction(20)
+    assert folding.random_mixture(roles, np.eye(20)[0]) == pytest.approx(expected, abs=0.01)
+    assert expected > 2 * folding.random_direction(20)
 
 
 # The file

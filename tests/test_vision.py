@@ -10,7 +10,7 @@ import torch
 import transformers as t
 
 from persona_axis import Cap, ChatModel
-from persona_axis._layout import find_stack
+from persona_axis.model.layout import find_stack
 from persona_axis.residual import reading
 
 LAYERS, HIDDEN, IMAGE = 3, 32, 8  # the towers have as many layers, of the same width

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from persona_axis._shares import average, fall, share
-from persona_axis._statistics import Estimate
 from persona_axis.calibration.measure import Late, Mark, Replies
 from persona_axis.capability import Capability
 from persona_axis.controls import Touch
+from persona_axis.stats.intervals import Estimate
+from persona_axis.stats.shares import average, fall, share
 
 
 def success(replies: Replies) -> Estimate:

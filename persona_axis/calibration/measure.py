@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from persona_axis._asking import ask
 from persona_axis.calibration.settings import Effort, Setting, axis_sha256
 from persona_axis.calibration.units import Units
 from persona_axis.cap import Cap
@@ -20,6 +19,7 @@ from persona_axis.controls import Pushes, Touch, matched, pushes_of, random_dire
 from persona_axis.conversations import Jailbreak, Script
 from persona_axis.outcomes import Asked, OutcomeJudge, outcomes
 from persona_axis.sampling import Sampling
+from persona_axis.talks.asking import ask
 
 if TYPE_CHECKING:
     from persona_axis.axis import Axis

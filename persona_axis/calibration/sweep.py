@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from persona_axis._statistics import Estimate
 from persona_axis.calibration.choose import FULL, choose, doubts, promising, rule, unjudged_share
 from persona_axis.calibration.events import Listener, Note, Planned, Stage
 from persona_axis.calibration.figures import (
@@ -24,6 +23,7 @@ from persona_axis.calibration.settings import Setting
 from persona_axis.capability import Capability, capability
 from persona_axis.controls import KINDS
 from persona_axis.errors import CalibrationError
+from persona_axis.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from pandas import DataFrame

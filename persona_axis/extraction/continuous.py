@@ -21,13 +21,13 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 from transformers.generation.logits_process import LogitsProcessorList
 
-from persona_axis._batching import manager_of
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError, ModelError
 from persona_axis.extraction.engines import AHEAD, Job, cut, refilled
 from persona_axis.extraction.means import Replies
 from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.store import RunStore
+from persona_axis.model.batching import manager_of
 from persona_axis.residual import reading
 from persona_axis.sampling import NucleusDraw, Sampling
 

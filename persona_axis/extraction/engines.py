@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from persona_axis._outofmemory import is_out_of_memory
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.means import Replies, generate_with_means
 from persona_axis.extraction.plan import Batch, Plan, even_parts
 from persona_axis.extraction.store import RunStore
+from persona_axis.model.outofmemory import is_out_of_memory
 from persona_axis.sampling import Sampling
 
 

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from persona_axis._outofmemory import is_out_of_memory
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.events import Calibrating, Listener
 from persona_axis.extraction.plan import DEFAULT, Item, Plan
 from persona_axis.extraction.rollouts import described, item_of
+from persona_axis.model.outofmemory import is_out_of_memory
 from persona_axis.residual import reading
 
 Array = NDArray[np.floating[Any]]

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 
 from persona_axis import __version__
-from persona_axis._outofmemory import is_out_of_memory
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.engines import Job, Local, drawn, first_line
 from persona_axis.extraction.settings import deciding_facts, surroundings
 from persona_axis.extraction.window import Full
+from persona_axis.model.outofmemory import is_out_of_memory
 from persona_axis.sampling import Sampling
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from persona_axis._plainfile import open_file
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.plan import DEFAULT, Item
+from persona_axis.files.plainfile import open_file
 from persona_axis.probes import Probes, Question, Role
 
 NAME_OF_DEFAULT = "default"

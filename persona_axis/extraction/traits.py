@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from persona_axis import _folds
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.events import Listener
@@ -18,6 +17,7 @@ from persona_axis.extraction.finish import run_metadata, run_notes
 from persona_axis.extraction.plan import Plan
 from persona_axis.extraction.store import TALLIES, RunStore
 from persona_axis.judges import Judge
+from persona_axis.stats import folding
 from persona_axis.trait_probes import Trait
 from persona_axis.traits import Traits
 
@@ -100,7 +100,7 @@ def _kept(plan: Plan, counts: NDArray[Any]) -> tuple[list[int], list[slice]]:
     """
     enough = (counts.sum(axis=(2, 3)) >= plan.options.min_accepted).all(axis=1)
     enough &= (counts.sum(axis=3) > 0).all(axis=(1, 2))
-    folds = min(plan.groups, _folds.MOST_FOLDS)
+    folds = min(plan.groups, folding.MOST_FOLDS)
     while True:
         parts = [slice(first, None, folds) for first in range(folds)]
         in_all = np.all([(counts[..., fold].sum(axis=(2, 3)) > 0).all(axis=1) for fold in parts], axis=0)
@@ -123,7 +123,7 @@ def _vectors(
     ]
     means = np.stack(folded, axis=2)  # [n, poles, K, H]
     difference = (means[:, 0] - means[:, 1]).astype(np.float32)
-    toward = _folds.unit(difference.mean(axis=1, dtype=np.float64))
+    toward = folding.unit(difference.mean(axis=1, dtype=np.float64))
     places = np.column_stack([np.einsum("nph,nh->np", means.mean(axis=2), toward), toward @ default])
     by_pair = sums.sum(axis=3, dtype=np.float64) / counts.sum(axis=3)[..., None]  # [n, poles, pairs, H]
-    return _Layer(difference, places, _folds.agreement(by_pair[:, 0] - by_pair[:, 1]))
+    return _Layer(difference, places, folding.agreement(by_pair[:, 0] - by_pair[:, 1]))

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from persona_axis._shares import NOTHING, average, share
-from persona_axis._statistics import DRAWS, FEWEST, Estimate, bootstrap, correlation
 from persona_axis.errors import JudgeError, PersonaAxisError
+from persona_axis.stats.intervals import DRAWS, FEWEST, Estimate, bootstrap, correlation
+from persona_axis.stats.shares import NOTHING, average, share
 
 Array = NDArray[np.float64]
 BINS = 10

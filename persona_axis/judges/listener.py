@@ -139,8 +139,8 @@ class ListenerJudge:
         return found
 
     def _fits_in(self, worlds: Worlds, line: str) -> bool:
-        from persona_axis._windows import context_limit
         from persona_axis.levers.hearing import reply_ids
+        from persona_axis.model.windows import context_limit
 
         limit = context_limit(self.chat)
         if limit is None:

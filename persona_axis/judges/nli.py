@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from persona_axis._asked import path_of
-from persona_axis._loading import FAILURES, check_directory
 from persona_axis.errors import JudgeError, ModelError
 from persona_axis.fingerprint import fingerprint_of
 from persona_axis.judges.questions import Agrees, Answers, Conflicts, Fits, Question, cannot
+from persona_axis.model.loading import FAILURES, check_directory
 
 LABELS = ("entail", "neutral", "contradict")
 

@@ -77,7 +77,7 @@ class Agent:
 
     def fits(self, chat: ChatModel, chats: Sequence[Messages], sampling: Sampling) -> list[bool]:
         """Whether the model can read each conversation, as it is told, with the longest reply after it."""
-        from persona_axis._windows import context_limit
+        from persona_axis.model.windows import context_limit
 
         limit = context_limit(chat)
         return [limit is None or size + sampling.max_new_tokens <= limit for size in self._sizes(chat, chats)]
@@ -87,7 +87,7 @@ class Agent:
         if self.told or self.speak:
             raise BenchError(
                 f"lever {self.name!r} does more than edit the model, and what it is used for here runs the model by "
-                "itself: only what asks for replies by persona_axis._asking.ask can take it"
+                "itself: only what asks for replies by persona_axis.talks.asking.ask can take it"
             )
         return entered(self.lever, model, None, (), stack)
 
@@ -100,7 +100,7 @@ class Agent:
         return [max(islice(lengths, len(own))) for own in forms]
 
     def _require_room(self, chat: ChatModel, chats: Sequence[Messages], sampling: Sampling) -> None:
-        from persona_axis._windows import context_limit
+        from persona_axis.model.windows import context_limit
 
         if not all(self.fits(chat, chats, sampling)):
             raise BenchError(

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from persona_axis._asked import require, require_each, whole
-from persona_axis._memory import unfit_cache
 from persona_axis.errors import ListenerError
 from persona_axis.levers.listener import Listener, log_s0_of, undecided
 from persona_axis.levers.worlds import Worlds, encode_worlds
+from persona_axis.model.memory import unfit_cache
 
 if TYPE_CHECKING:
     from persona_axis.chat import ChatModel

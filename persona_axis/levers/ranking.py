@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from persona_axis import _statistics as statistics
 from persona_axis._asked import require, require_each, require_messages, whole
-from persona_axis._statistics import Estimate
 from persona_axis.errors import ListenerError
 from persona_axis.levers.hearing import continuations, log_s1, reply_ids
 from persona_axis.levers.listener import Listener
 from persona_axis.levers.worlds import encode_worlds, persona_worlds
+from persona_axis.stats import intervals
+from persona_axis.stats.intervals import Estimate
 
 if TYPE_CHECKING:
     from persona_axis.chat import ChatModel
@@ -98,22 +98,22 @@ class Ranking:
         was all or none, which drawing again would call certain."""
         hits = self._hits(kind)
         if len(set(hits)) == 1:
-            return statistics.wilson(int(sum(hits)), len(hits))
-        return statistics.mean(hits)
+            return intervals.wilson(int(sum(hits)), len(hits))
+        return intervals.mean(hits)
 
     def rise(self, base: Ranking, kind: str = "gold") -> Estimate:
         """By how much `base`'s share rose, over the same contexts."""
-        return statistics.paired_difference(base._hits(kind), self._hits(kind))
+        return intervals.paired_difference(base._hits(kind), self._hits(kind))
 
     def fall(self, base: Ranking, kind: str = "contradicting") -> Estimate:
         """By how much of itself `base`'s share fell, over the same contexts: .25 is a quarter less."""
-        return statistics.relative_reduction(base._hits(kind), self._hits(kind))
+        return intervals.relative_reduction(base._hits(kind), self._hits(kind))
 
     @property
     def perplexity(self) -> Estimate:
         """Of the gold replies, a token."""
         rows = np.array([[place.tokens, -place.log_gold] for place in self.places], dtype=np.float64)
-        return statistics.bootstrap(rows, lambda s: np.exp(s[..., 1] / s[..., 0]))
+        return intervals.bootstrap(rows, lambda s: np.exp(s[..., 1] / s[..., 0]))
 
     def _hits(self, kind: str) -> list[float]:
         return [float(place.first == kind) for place in self.places]

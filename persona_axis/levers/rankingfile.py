@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from persona_axis._asked import path_of
-from persona_axis._records import json_object
 from persona_axis.errors import ListenerError
+from persona_axis.files.records import json_object
 from persona_axis.levers.ranking import KINDS, Context
 
 _KEYS = ("persona", "context", "candidates", "distractors")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from persona_axis._asked import require, require_each, require_messages
-from persona_axis._windows import context_limit
 from persona_axis.errors import ListenerError
+from persona_axis.model.windows import context_limit
 
 if TYPE_CHECKING:
     from persona_axis.chat import ChatModel

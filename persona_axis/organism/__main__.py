@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .._terminal import debuggable, run
+from ..commands.terminal import debuggable, run
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .._statistics import wilson
+from ..stats.intervals import wilson
 from .batches import encode
 from .dialogue import Stage, dialogue
 from .exam import Marked, converse, paper, sit

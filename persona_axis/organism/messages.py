@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .._scripts import load_scripts
+from ..talks.scripts import load_scripts
 from .vocabulary import DATA
 
 SPLITS = ("train", "held_out")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from persona_axis._layout import unwrapped
 from persona_axis.errors import CapError
+from persona_axis.model.layout import unwrapped
 from persona_axis.serving._runs import Probe
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from persona_axis._layout import find_stack, hidden_size, text_config
 from persona_axis.cap import Cap
 from persona_axis.errors import CapMismatchError, ModelError
 from persona_axis.fingerprint import require_facts, template_sha256, weights_fingerprint
+from persona_axis.model.layout import find_stack, hidden_size, text_config
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 

@@ -18,16 +18,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from persona_axis._arithmetic import projected
-from persona_axis._batching import manager_of
-from persona_axis._meter import Ruler
 from persona_axis.chat import ChatModel
 from persona_axis.drift import context_limit
+from persona_axis.edits.arithmetic import projected
 from persona_axis.errors import ServeError
+from persona_axis.model.batching import manager_of
 from persona_axis.residual import reading
 from persona_axis.sampling import NucleusDraw
 from persona_axis.serving._draws import Draws, Slot
 from persona_axis.serving.attach import Attached
+from persona_axis.talks.meter import Ruler
 
 _TOGETHER = 16  # requests in one batch on a CPU, where memory is not measured
 _BATCH_TOKENS = 512  # likewise; a longer prompt is read in several steps

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from persona_axis._arithmetic import correction, pushing, working_dtype
 from persona_axis.cap import Cap
+from persona_axis.edits.arithmetic import correction, pushing, working_dtype
 from persona_axis.errors import CapError
 
 

@@ -15,12 +15,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from persona_axis._acting import Place, places
-from persona_axis._arithmetic import clamped, projected
 from persona_axis._asked import require
-from persona_axis._layout import find_stack, owners
 from persona_axis.cap import Cap, HeldCap
+from persona_axis.edits.acting import Place, places
+from persona_axis.edits.arithmetic import clamped, projected
 from persona_axis.errors import CapError
+from persona_axis.model.layout import find_stack, owners
 from persona_axis.serving._attach_proof import prove, require_not_compiled
 from persona_axis.serving._runs import HOLDERS, Probe, Run, begun, held, lengths_of, mask_of, real_tokens
 from persona_axis.serving._stream_edit import require_one_bound

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from persona_axis._arithmetic import correction
+from persona_axis.edits.arithmetic import correction
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _BINS = 2048

@@ -64,11 +64,11 @@ def serve(
     start, or its engine fails, and what `attach` and `Axis.require` raise.
     """
     uvicorn = require_packages()
-    from persona_axis._meter import Ruler
     from persona_axis.serving._answer import Limits
     from persona_axis.serving._app import app_of
     from persona_axis.serving._engine import Engine
     from persona_axis.serving.attach import attach
+    from persona_axis.talks.meter import Ruler
 
     where = where or Where()
     if axis is not None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from persona_axis._arithmetic import correction, pushing
+from persona_axis.edits.arithmetic import correction, pushing
 from persona_axis.errors import CapError
 from persona_axis.serving._stream_edit import bounds_at, read_cap
 

@@ -43,8 +43,8 @@ def fact_consistency(
     no room in the model's context for question and answer is not judged from there on. Raises `JudgeError` and what
     the levers raise. (Abdulhai et al. 2025, arXiv 2511.00222.)
     """
-    from persona_axis._asking import ask
     from persona_axis.chat import ChatModel
+    from persona_axis.talks.asking import ask
 
     require("chat", chat, ChatModel)
     require("judge", judge, SignalJudge)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from persona_axis._asked import require
-from persona_axis._layout import text_config
 from persona_axis.axis import Axis
 from persona_axis.capability import CapabilityTest
 from persona_axis.chat import ChatModel
 from persona_axis.conversations import Conversation
 from persona_axis.drift import context_limit, trajectories
+from persona_axis.model.layout import text_config
 from persona_axis.signals.lines import Given, Line, lines, opened
 from persona_axis.signals.table import Row, Signal, signal
 

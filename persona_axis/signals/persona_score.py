@@ -19,8 +19,6 @@ import numpy as np
 import pandas as pd
 
 from persona_axis._asked import require, require_each, whole
-from persona_axis._shares import NOTHING, average
-from persona_axis._statistics import FEWEST, Estimate, bootstrap
 from persona_axis.chat import ChatModel
 from persona_axis.conversations import Conversation
 from persona_axis.errors import SignalError
@@ -29,6 +27,8 @@ from persona_axis.judges.questions import Rates, Rubric, SignalJudge, ratings
 from persona_axis.persona_probes import TASKS, PersonaProbe, load_rubrics
 from persona_axis.sampling import Sampling
 from persona_axis.signals.table import Row, Signal, signal
+from persona_axis.stats.intervals import FEWEST, Estimate, bootstrap
+from persona_axis.stats.shares import NOTHING, average
 
 if TYPE_CHECKING:
     from persona_axis.levers import Levers
@@ -130,7 +130,7 @@ def persona_score(
     those that ship with the package. `instruction` holds one {} for the persona's text. Raises `SignalError` for
     settings that do not fit, `JudgeError`, and what the levers raise.
     """
-    from persona_axis._asking import ask
+    from persona_axis.talks.asking import ask
 
     require("chat", chat, ChatModel)
     require("sampling", sampling, Sampling)

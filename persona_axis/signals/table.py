@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from persona_axis._shares import NOTHING, average, share
-from persona_axis._statistics import Estimate
 from persona_axis.conversations import Conversation
 from persona_axis.errors import SignalError
+from persona_axis.stats.intervals import Estimate
+from persona_axis.stats.shares import NOTHING, average, share
 
 DTYPES = {
     "signal": "string", "conversation": "string", "domain": "string", "split": "string", "turn": "int64",

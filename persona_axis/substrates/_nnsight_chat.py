@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from persona_axis._acting import place_of
 from persona_axis._asked import require, shown, whole
-from persona_axis._layout import find_stack, hidden_size, text_config
 from persona_axis.cap import Cap
 from persona_axis.chat import ChatModel
+from persona_axis.edits.acting import place_of
 from persona_axis.errors import AxisMismatchError, CapError, CapMismatchError, ModelError
 from persona_axis.fingerprint import fingerprint_of, require_same
+from persona_axis.model.layout import find_stack, hidden_size, text_config
 from persona_axis.organism import troupe_path
 from persona_axis.sampling import Sampling, set_aside
 from persona_axis.substrates._nnsight_inside import Gauge, Held, Layers, Means

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from persona_axis._acting import Edit
-from persona_axis._arithmetic import projected
+from persona_axis.edits.acting import Edit
+from persona_axis.edits.arithmetic import projected
 from persona_axis.errors import CapError, DriftError, ResidualError
 from persona_axis.extraction.means import Sums
 from persona_axis.residual import hidden_in

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from persona_axis._acting import Edit, places
 from persona_axis._asked import layers_of, require, shown
-from persona_axis._layout import find_stack
 from persona_axis.axis import Axis
 from persona_axis.cap import Cap
+from persona_axis.edits.acting import Edit, places
 from persona_axis.errors import ArgumentError, DriftError, ModelError
+from persona_axis.model.layout import find_stack
 
 if TYPE_CHECKING:
     from persona_axis.chat import ChatModel

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_axis._safefile import SafeFile, plain_shape
 from persona_axis.errors import VectorsError
+from persona_axis.files.safefile import SafeFile, plain_shape
 from persona_axis.vectors.found import Found, checked_rows
 
 NPY_MAGIC = b"\x93NUMPY"

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_axis._axisfile import CONVENTIONS
 from persona_axis._axisparts import told_layers
-from persona_axis._blocks import unread
-from persona_axis._safefile import replace_file
 from persona_axis.errors import VectorsError
+from persona_axis.files.axisfile import CONVENTIONS
+from persona_axis.files.blocks import unread
+from persona_axis.files.safefile import replace_file
 from persona_axis.vectors.found import Rows
 from persona_axis.vectors.gguffile import OWN_KEY
 from persona_axis.vectors.pushes import DISTRIBUTION, mean_pushes

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from persona_axis._axisfile import CONVENTIONS
 from persona_axis.errors import VectorsError
+from persona_axis.files.axisfile import CONVENTIONS
 from persona_axis.vectors.found import Found, Settled, checked_rows, quoted, remarks
 
 GGUF_MAGIC = b"GGUF"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from persona_axis._loading import load_config
 from persona_axis.errors import VectorsError
+from persona_axis.model.loading import load_config
 from persona_axis.organism import troupe_path
 from persona_axis.vectors.found import Settled
 

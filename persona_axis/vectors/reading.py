@@ -7,10 +7,10 @@ import hashlib
 import os
 from pathlib import Path
 
-from persona_axis._plainfile import read_file
-from persona_axis._safefile import read_safe
 from persona_axis.axis import Axis
 from persona_axis.errors import AxisFileError, VectorsError
+from persona_axis.files.plainfile import read_file
+from persona_axis.files.safefile import read_safe
 from persona_axis.vectors.arrays import NPY_MAGIC, found_in_npy, found_in_safe
 from persona_axis.vectors.found import Clamps, Found
 from persona_axis.vectors.gguffile import GGUF_MAGIC, found_in_gguf

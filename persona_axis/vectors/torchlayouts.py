@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from persona_axis._axisfile import CONVENTIONS
 from persona_axis.errors import VectorsError
+from persona_axis.files.axisfile import CONVENTIONS
 from persona_axis.vectors.clamps import clamps_of
 from persona_axis.vectors.found import Clamps, Found, Settled, remarks
 from persona_axis.vectors.torchfile import tensor_rows

@@ -11,7 +11,8 @@ import torch
 from conftest import HIDDEN, LAYERS, VOCAB
 from torch import Tensor, nn
 
-from persona_axis import Attached, Cap, _arithmetic, attach
+from persona_axis import Attached, Cap, attach
+from persona_axis.edits import arithmetic
 from persona_axis.errors import CapError, CapMismatchError, PersonaAxisError
 from persona_axis.residual import reading
 from persona_axis.serving._attach_proof import _wrappers
@@ -111,7 +112,7 @@ class TestStats:
             logits(llama)
             whole = handle.stats()
             handle.clear()
-            monkeypatch.setitem(_arithmetic._BLOCK, "cpu", 3 * HIDDEN)
+            monkeypatch.setitem(arithmetic._BLOCK, "cpu", 3 * HIDDEN)
             logits(llama, IDS, MASK)
             logits(llama)
             assert handle.stats() == whole and whole[0].tokens == REAL + 14

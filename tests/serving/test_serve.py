@@ -23,12 +23,12 @@ import torch
 from test_drift import axis_for
 
 from persona_axis import Axis, Cap
-from persona_axis._speaking import speak
-from persona_axis._terminal import run
 from persona_axis.chat import ChatModel
 from persona_axis.cli import app as cli
+from persona_axis.commands.terminal import run
 from persona_axis.errors import CapError, ServeError
 from persona_axis.sampling import NucleusDraw, Sampling
+from persona_axis.talks.speaking import speak
 
 httpx = pytest.importorskip("httpx")
 openai = pytest.importorskip("openai")
@@ -57,7 +57,7 @@ class Up:
 
     def __init__(self, chat: ChatModel, cap: Cap | None, axis: Axis | None = None, *, key: str | None = None,
                  limits: Limits = Limits(), longest_reply: int = 24, head_seconds: float = 20.0) -> None:  # noqa: B008  # fmt: skip
-        from persona_axis._meter import Ruler
+        from persona_axis.talks.meter import Ruler
 
         self.handle = None if cap is None else attach(chat.model, cap, template=chat.template.source)
         ruler = None if axis is None else Ruler.of(axis, [] if cap is None else [cap])

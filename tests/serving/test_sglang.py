@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from persona_axis import Cap
-from persona_axis._arithmetic import clamped
-from persona_axis._terminal import run
 from persona_axis.cli import app
+from persona_axis.commands.terminal import run
+from persona_axis.edits.arithmetic import clamped
 from persona_axis.errors import AxisFileError, CapError
 from persona_axis.serving.sglang import hook, specification
 

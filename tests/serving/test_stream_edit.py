@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from persona_axis._arithmetic import clamped
 from persona_axis.cap import Cap
+from persona_axis.edits.arithmetic import clamped
 from persona_axis.serving._stream_edit import Bounds, StreamEdit, bounds_at
 
 WIDTH, ROOM = 16, 64

@@ -101,7 +101,7 @@ def test_the_agent_is_asked_on_a_branch_after_every_turn(chat: ChatModel, monkey
         def answer(self, questions):
             return [float(q.reply[-1] in "02") if q.reply[-1] != "3" else None for q in questions]
 
-    monkeypatch.setattr("persona_axis._asking.ask", said)
+    monkeypatch.setattr("persona_axis.talks.asking.ask", said)
     persona = Persona("x", (Fact("s1", "q1 ?", "k1"), Fact("s2", "q2 ?", "k2"), Fact("unasked")))
     found = fact_consistency(chat, [TALKS[0], EMPTY], Even(), persona)
     assert [one[-1]["content"] for one in asked] == ["q1 ?", "q2 ?", "q1 ?", "q2 ?"]

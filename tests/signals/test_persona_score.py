@@ -95,7 +95,7 @@ def test_an_instruction_is_text_but_for_the_persona(instruction: str, monkeypatc
         seen.extend(chats)
         return ["yes"] * len(chats)
 
-    monkeypatch.setattr("persona_axis._asking.ask", ask)
+    monkeypatch.setattr("persona_axis.talks.asking.ask", ask)
     one = PersonaProbe("a", Persona("rain {} {x}"), ("home",), probe("a").questions)
     persona_score(tiny.chat(), [one], [Reads("j")], RUBRICS, instruction=instruction, sampling=SHORT)
     left, right = instruction.split("{}")

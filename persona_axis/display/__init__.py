@@ -1,0 +1,1 @@
+"""What the terminal shows. Rendering only: every figure is asked of its owner."""

@@ -1,0 +1,1 @@
+"""Files: read strictly, checked before they are used, replaced in one step, never a pickle."""

@@ -1,0 +1,1 @@
+"""Conversations while they are held: played, followed and measured turn by turn."""
