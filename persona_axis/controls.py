@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona_axis.edits.arithmetic import projected
-from persona_axis.edits.pushes import Push, Pushes, pushed, pushes_of
 from persona_axis.errors import AxisFileError, CapError
+from persona_axis.levers.pushes import Push, Pushes, pushed, pushes_of
 from persona_axis.residual import reading
 
 if TYPE_CHECKING:

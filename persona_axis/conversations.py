@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from persona_axis._asked import path_of
-from persona_axis.errors import ConversationError
-from persona_axis.files.plainfile import open_file
-from persona_axis.files.records import json_object
-from persona_axis.talks.scripts import (
+from persona_axis.conversation_probes import (
     DOMAINS,
     DRIFTING,
     KINDS,
@@ -28,6 +25,9 @@ from persona_axis.talks.scripts import (
     load_jailbreaks,
     load_scripts,
 )
+from persona_axis.errors import ConversationError
+from persona_axis.files.plainfile import open_file
+from persona_axis.files.records import json_object
 
 __all__ = [
     "DOMAINS", "DRIFTING", "KINDS", "SPLITS", "STABILISING", "Conversation", "Jailbreak", "Script", "Turn",

@@ -47,11 +47,12 @@ def chat(model: str, revision: str | None, dtype: str, device_map: str | None, s
 
     from persona_axis.axis import Axis
     from persona_axis.cap import Cap
+    from persona_axis.display.meter import Meter
     from persona_axis.display.tables import Output, printable
     from persona_axis.errors import DriftError
     from persona_axis.sampling import Sampling
     from persona_axis.talks.following import Told
-    from persona_axis.talks.meter import Meter, Ruler
+    from persona_axis.talks.ruler import Ruler
     from persona_axis.talks.talk import Talk
 
     ruled = Axis.load(axis) if axis else None

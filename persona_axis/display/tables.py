@@ -12,7 +12,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from persona_axis._axisparts import told_layers
+from persona_axis._axisparts import layer_to_show, told_layers
 from persona_axis.files.blocks import unread
 
 if TYPE_CHECKING:
@@ -78,14 +78,6 @@ def show_space(console: Console, file: SpaceFile, count: int = 8) -> None:
     count = min(count, len(ranked) // 2) or 1
     console.print(_listed("nearest to the Assistant", ranked[:count]))
     console.print(_listed("farthest", ranked[::-1][:count]))
-
-
-def layer_to_show(axis: Axis, layer: int | None = None) -> int:
-    """The layer asked for, else the recommended one, else the middle one of those in the file."""
-    if layer is not None:
-        return axis.layers[axis.row(layer)]
-    stated = axis.metadata.get("recommended_layer")
-    return int(stated) if stated is not None else axis.layers[len(axis.layers) // 2]
 
 
 def default_projection(axis: Axis, layer: int) -> float:

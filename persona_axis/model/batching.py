@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from persona_axis.chat import ChatModel
 from persona_axis.errors import ModelError
+
+if TYPE_CHECKING:
+    from persona_axis.chat import ChatModel
 
 _PAGE = 64  # tokens
 

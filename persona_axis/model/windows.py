@@ -7,12 +7,14 @@ read in one window only; what has been read before it, as far as half of the con
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from persona_axis.chat import ChatModel
 from persona_axis.errors import DriftError, ModelError
 from persona_axis.model.layout import text_config
 from persona_axis.model.turns import Span
+
+if TYPE_CHECKING:
+    from persona_axis.chat import ChatModel
 
 OVERFLOWS = ("refuse", "window")
 _LENGTHS = ("max_position_embeddings", "max_seq_len", "seq_length")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ..talks.scripts import load_scripts
+from ..conversation_probes import load_scripts
 from .vocabulary import DATA
 
 SPLITS = ("train", "held_out")

@@ -27,7 +27,7 @@ from persona_axis.residual import reading
 from persona_axis.sampling import NucleusDraw
 from persona_axis.serving._draws import Draws, Slot
 from persona_axis.serving.attach import Attached
-from persona_axis.talks.meter import Ruler
+from persona_axis.talks.ruler import Ruler
 
 _TOGETHER = 16  # requests in one batch on a CPU, where memory is not measured
 _BATCH_TOKENS = 512  # likewise; a longer prompt is read in several steps

@@ -68,7 +68,7 @@ def serve(
     from persona_axis.serving._app import app_of
     from persona_axis.serving._engine import Engine
     from persona_axis.serving.attach import attach
-    from persona_axis.talks.meter import Ruler
+    from persona_axis.talks.ruler import Ruler
 
     where = where or Where()
     if axis is not None:

@@ -57,7 +57,7 @@ class Up:
 
     def __init__(self, chat: ChatModel, cap: Cap | None, axis: Axis | None = None, *, key: str | None = None,
                  limits: Limits = Limits(), longest_reply: int = 24, head_seconds: float = 20.0) -> None:  # noqa: B008  # fmt: skip
-        from persona_axis.talks.meter import Ruler
+        from persona_axis.talks.ruler import Ruler
 
         self.handle = None if cap is None else attach(chat.model, cap, template=chat.template.source)
         ruler = None if axis is None else Ruler.of(axis, [] if cap is None else [cap])

@@ -9,7 +9,8 @@ from test_drift import axis_for
 
 from persona_axis import Axis, Cap, CapError
 from persona_axis.chat import ChatModel
-from persona_axis.talks.meter import Meter, Ruler
+from persona_axis.display.meter import Meter
+from persona_axis.talks.ruler import Ruler
 
 
 @pytest.fixture(scope="module")
