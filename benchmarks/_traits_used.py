@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from persona_axis import Axis
-from persona_axis._axisparts import layer_to_show
 from persona_axis.display.tables import Output, show_axis
 from persona_axis.display.traits import show_trait_cosines, show_traits
 from persona_axis.stats import folding
+from persona_axis.talks.ruler import layer_to_show
 from persona_axis.traits import TraitCosine, Traits, controls
 
 AXIS, TRAITS = "axis.safetensors", "traits.safetensors"

@@ -14,8 +14,6 @@ from persona_axis.space import as_float64
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from persona_axis.axis import Axis
-
 
 class SplitHalf(NamedTuple):
     """How certain the direction is: the cosine of two half-axes, one number per row of the file."""
@@ -97,11 +95,3 @@ def told_layers(layers: tuple[int, ...]) -> str:
     """Layer indices as an error tells them."""
     whole = layers == tuple(range(layers[0], layers[-1] + 1))
     return f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"
-
-
-def layer_to_show(axis: Axis, layer: int | None = None) -> int:
-    """The layer asked for, else the recommended one, else the middle one of those in the file."""
-    if layer is not None:
-        return axis.layers[axis.row(layer)]
-    stated = axis.metadata.get("recommended_layer")
-    return int(stated) if stated is not None else axis.layers[len(axis.layers) // 2]

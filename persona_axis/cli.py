@@ -63,10 +63,10 @@ def show(file: Path | None, plot: str | None, layer: int | None, traits: Path | 
     if file is None:
         raise click.UsageError("name the axis FILE to show")
 
-    from persona_axis._axisparts import layer_to_show
     from persona_axis.axis import Axis
     from persona_axis.display.tables import Output, show_axis
     from persona_axis.files.safefile import stated_format
+    from persona_axis.talks.ruler import layer_to_show
 
     if traits is None and stated_format(file).startswith("persona-space/"):
         from persona_axis.display.tables import show_space

@@ -67,7 +67,7 @@ def figure_file(figure: Path | None, no_figure: bool, out: Path | None) -> Path 
 
 def summary_layer(axis: Axis, layer: int | None, layers: tuple[int, ...] | None) -> int:
     """The layer to sum up: the one asked for, else the recommended one, else the only one there is."""
-    from persona_axis._axisparts import layer_to_show
+    from persona_axis.talks.ruler import layer_to_show
 
     for one in layers or ():
         axis.row(one)

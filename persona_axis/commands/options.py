@@ -193,7 +193,8 @@ def drawing(
     device_map: str | None,
 ) -> AbstractContextManager[MakesEngine]:  # fmt: skip
     """What draws rollouts: an engine by its name, or Ray workers at the address `ray`, for as long as the block."""
-    from persona_axis.extraction.engines import Local, named
+    from persona_axis.extraction.choosing import named
+    from persona_axis.extraction.engines import Local
     from persona_axis.extraction.ray_engine import over_ray, require_ray
 
     made = named(engine or Local.name, arguments)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persona_axis import plots
-from persona_axis._axisparts import layer_to_show
 from persona_axis.display.tables import default_projection
 from persona_axis.errors import AxisFileError
+from persona_axis.talks.ruler import layer_to_show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

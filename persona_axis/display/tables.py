@@ -12,8 +12,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from persona_axis._axisparts import layer_to_show, told_layers
+from persona_axis._axisparts import told_layers
 from persona_axis.files.blocks import unread
+from persona_axis.talks.ruler import layer_to_show
 
 if TYPE_CHECKING:
     from persona_axis.axis import Axis

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
-from persona_axis.extraction.engines import ELSEWHERE, Engine, MakesEngine
+from persona_axis.extraction.choosing import ELSEWHERE
+from persona_axis.extraction.engines import Engine, MakesEngine
 from persona_axis.extraction.given import GivenJudge, Reader, require_judge, try_reading
 from persona_axis.extraction.givenplan import GivenPlan, given_plan
 from persona_axis.extraction.options import Options

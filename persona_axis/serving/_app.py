@@ -20,10 +20,10 @@ from starlette.routing import Route
 
 from persona_axis.errors import ConversationError, ModelError, ServeError
 from persona_axis.serving._answer import Answer, Desk, Limits, Stream
+from persona_axis.serving._connections import is_loopback
 from persona_axis.serving._engine import Ask, Engine
 from persona_axis.serving._wire import Refused, Wanted, wanted
 from persona_axis.serving.figures import as_json, prometheus
-from persona_axis.serving.serve import is_loopback
 
 log = logging.getLogger("persona_axis.serving")
 _BODY_SECONDS = 30.0

@@ -7,6 +7,7 @@ takes where it finds it does not.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from typing import Any
 
 
@@ -40,3 +41,11 @@ def bounded(most: int, seconds: float) -> Any:
                 self.clock = self.loop.call_later(seconds, self._look, self.cycle)
 
     return Bounded
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, and nobody else's."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

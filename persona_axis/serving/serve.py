@@ -6,7 +6,6 @@ in the model and in the engine.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 from collections.abc import Collection
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from persona_axis.errors import ServeError
+from persona_axis.serving._connections import is_loopback
 
 if TYPE_CHECKING:
     from persona_axis.axis import Axis
@@ -141,11 +141,3 @@ def require_packages() -> Any:
     except ImportError as error:
         raise ServeError(f"serving takes packages that are not installed ({error.name}): {INSTALL}") from error
     return uvicorn
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own, and nobody else's."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

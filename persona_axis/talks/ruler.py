@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from persona_axis._axisparts import layer_to_show
 from persona_axis.errors import CapError
 
 if TYPE_CHECKING:
@@ -57,6 +56,14 @@ class Ruler:
 
         assert self.axis is not None
         return float(percentiles(self.axis, self.layer, value))
+
+
+def layer_to_show(axis: Axis, layer: int | None = None) -> int:
+    """The layer asked for, else the recommended one, else the middle one of those in the file."""
+    if layer is not None:
+        return axis.layers[axis.row(layer)]
+    stated = axis.metadata.get("recommended_layer")
+    return int(stated) if stated is not None else axis.layers[len(axis.layers) // 2]
 
 
 def _uncapped(axis: Axis, capped: Collection[int]) -> int:

@@ -18,7 +18,8 @@ from persona_axis import ChatModel, load_probes
 from persona_axis.errors import ExtractionError
 from persona_axis.extract import Event, Extraction, Options, Progress, extract, run_directory
 from persona_axis.extraction import vllm_engine
-from persona_axis.extraction.engines import Local, MakesEngine, named
+from persona_axis.extraction.choosing import named
+from persona_axis.extraction.engines import Local, MakesEngine
 from persona_axis.extraction.plan import make_plan
 from persona_axis.sampling import Sampling
 
