@@ -23,7 +23,9 @@ from safetensors.torch import save
 from persona_axis import Axis, Cap
 from persona_axis.calibration.units import Units
 from persona_axis.conversations import ROLES, read_conversations
-from persona_axis.extraction.store import TALLIES, BlockState, Recorded, RunStore
+from persona_axis.extraction.blocks import TALLIES, BlockState
+from persona_axis.extraction.records import Recorded
+from persona_axis.extraction.store import RunStore
 from persona_axis.files.axisfile import QUANTILES
 from persona_axis.traits import Traits
 from persona_axis.vectors.found import Clamps, Settled
@@ -161,21 +163,21 @@ def run(path: Path) -> None:
     """A run directory as a resumed extraction meets it."""
     folder = path.parent.parent if path.parent.name == "blocks" else path.parent
     with RunStore.open(folder) as store:
-        plan = store.read_plan()
+        plan = store.records.read_plan()
         assert plan is None or {"settings", "batch_size", "trial", "surroundings"} <= set(plan)
-        for part, block, batch, size in store.read_splits():
+        for part, block, batch, size in store.records.read_splits():
             assert min(part, block, batch) >= 0 and size > 0
-        for recorded in store.read_rounds(2):
+        for recorded in store.records.read_rounds(2):
             assert len(recorded.stop) == 3 and min(recorded.stop) >= 0
-        at = store.done(0)
+        at = store.blocks.done(0)
         assert 0 <= at.done <= at.of and at.round >= 0
-        state = store.load_block(0)
+        state = store.blocks.load(0)
         if state is not None:
             roles, groups, layers, hidden = state.sums.shape
             assert state.counts.shape == (roles, groups) and state.tallies.shape == (roles, len(TALLIES))
             assert state.prompt_sums.shape == (roles, state.prompt_counts.shape[1], layers, hidden)
             assert state.norms.shape == (layers,) and state.norms.dtype == torch.float64
-            assert not layers or store.layer_sums(0, layers - 1).shape == (roles, groups, hidden)
+            assert not layers or store.blocks.layer_sums(0, layers - 1).shape == (roles, groups, hidden)
         store.cut_rollouts()
         for line in store.rollouts():
             assert isinstance(line, dict)

@@ -77,6 +77,10 @@ def jobs_of(chat: ChatModel, plan: Plan) -> Iterator[Job]:
 class Empty:
     """A store without splits."""
 
+    @property
+    def records(self) -> Empty:
+        return self
+
     def read_splits(self) -> list[tuple[int, int, int, int]]:
         return []
 

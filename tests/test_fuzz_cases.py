@@ -365,7 +365,7 @@ class TestRuns:
             RunStore.open(self.laid(tmp_path / "run", "splits.json", content)) as store,
             pytest.raises(ExtractionError, match=r"splits.json is damaged .*: delete .* and start again"),
         ):
-            store.read_splits()
+            store.records.read_splits()
 
     @pytest.mark.parametrize("content", [b"[]", b"{}", b"null", b"\xff", b"[" * 9999, b'{"settings": 1}'])
     def test_plan(self, tmp_path, content):
@@ -373,7 +373,7 @@ class TestRuns:
             RunStore.open(self.laid(tmp_path / "run", "plan.json", content)) as store,
             pytest.raises(ExtractionError, match=r"plan.json is damaged"),
         ):
-            store.read_plan()
+            store.records.read_plan()
 
     @pytest.mark.parametrize("content", [b"{}\n{", b"{}\n[]\n", b"{}\n\xff\n", b"{}\n" + b"[" * 9999])
     def test_rollouts(self, tmp_path, content):
@@ -394,7 +394,7 @@ class TestRuns:
         state = parts(content)[0]["__metadata__"]
         folder = self.laid(tmp_path / "run", "blocks/00000.safetensors", save(load(content) | change, state))
         with RunStore.open(folder) as store, pytest.raises(ExtractionError, match="00000.safetensors is damaged"):
-            store.load_block(0)
+            store.blocks.load(0)
 
     @pytest.mark.parametrize("state", [
         '{"round": 0, "done": 1, "of": 4, "rollouts_end": "9"}', '{"round": 0, "done": 5, "of": 4, "rollouts_end": 9}',
@@ -407,7 +407,7 @@ class TestRuns:
         header["__metadata__"]["state"] = state
         folder = self.laid(tmp_path / "run", "blocks/00000.safetensors", joined(header, data))
         with RunStore.open(folder) as store, pytest.raises(ExtractionError, match="00000.safetensors is damaged"):
-            store.done(0)
+            store.blocks.done(0)
 
 
 @pytest.mark.parametrize("damage", [lambda text: "[" * 9999, lambda text: text.replace('"value"', '"valve"')])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_axis.errors import CalibrationError
-from persona_axis.extraction.store import write_atomically
+from persona_axis.extraction.disk import write_atomically
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_axis.errors import CalibrationError
-from persona_axis.extraction.store import write_atomically
+from persona_axis.extraction.disk import write_atomically
 
 try:
     import fcntl

@@ -12,6 +12,7 @@ from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction.means import Replies, generate_with_means
 from persona_axis.extraction.plan import Batch, Plan, even_parts
+from persona_axis.extraction.records import Records
 from persona_axis.extraction.store import RunStore
 from persona_axis.model.outofmemory import is_out_of_memory
 from persona_axis.sampling import Sampling
@@ -89,9 +90,9 @@ class Splits:
     same way.
     """
 
-    def __init__(self, plan: Plan, store: RunStore) -> None:
-        self.plan, self.store = plan, store
-        self._held = store.read_splits()
+    def __init__(self, plan: Plan, records: Records) -> None:
+        self.plan, self.records = plan, records
+        self._held = records.read_splits()
 
     def most(self, job: Job) -> int:
         """The most rollouts of a job at once."""
@@ -103,7 +104,7 @@ class Splits:
         and an error that is about something else again."""
         rows = halved(max(b - a for a, b in even_parts(len(job.prompts), self.most(job))), error)
         self._held.append((*_place(job), rows))
-        self.store.write_splits(self._held)
+        self.records.write_splits(self._held)
 
 
 def _place(job: Job) -> tuple[int, int, int]:
@@ -117,7 +118,7 @@ class Local:
 
     def __init__(self, chat: ChatModel, plan: Plan, store: RunStore) -> None:
         self.chat, self.plan = chat, plan
-        self._splits = Splits(plan, store)
+        self._splits = Splits(plan, store.records)
 
     def draw(self, jobs: Iterable[Job]) -> Iterator[Replies]:
         """One job after the other. Raises `ExtractionError` where not even one rollout fits into memory."""

@@ -17,6 +17,7 @@ from persona_axis.axis import Axis, directions
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
 from persona_axis.extraction import quantiles
+from persona_axis.extraction.blocks import TALLIES
 from persona_axis.extraction.certainty import Certainty, SplitHalf
 from persona_axis.extraction.events import Listener
 from persona_axis.extraction.layersums import LayerSums
@@ -25,7 +26,7 @@ from persona_axis.extraction.report import Counts, Extraction, layer_figures, re
 from persona_axis.extraction.rolevectors import is_whole, role_vectors, stored_layers
 from persona_axis.extraction.rounds import chosen_layers
 from persona_axis.extraction.settings import sampling_facts, surroundings
-from persona_axis.extraction.store import TALLIES, RunStore
+from persona_axis.extraction.store import RunStore
 from persona_axis.judges import Judge
 
 
@@ -33,9 +34,9 @@ def finish(
     chat: ChatModel, plan: Plan, judge: Judge, store: RunStore, out: Path, listener: Listener, seconds: float
 ) -> Extraction:
     """Turn a run whose rollouts are all drawn into a saved axis and its report."""
-    counts = torch.cat([store.tensor(b, "counts") for b in range(1, plan.n_blocks)]).numpy()
-    default_counts = store.tensor(0, "counts").numpy()[0]
-    tallies = torch.cat([store.tensor(b, "tallies") for b in range(plan.n_blocks)])
+    counts = torch.cat([store.blocks.tensor(b, "counts") for b in range(1, plan.n_blocks)]).numpy()
+    default_counts = store.blocks.tensor(0, "counts").numpy()[0]
+    tallies = torch.cat([store.blocks.tensor(b, "tallies") for b in range(plan.n_blocks)])
     drawn = tallies[:, TALLIES.index("drawn")].numpy()
     kept = _kept(plan, judge, counts, int(default_counts.sum()), drawn[1:])
     default, mean, certainty = _means(plan, store, kept)
@@ -63,7 +64,7 @@ def finish(
         "tallies": totals,
         "notes": notes,
     }
-    norms = store.tensor(0, "norms") / max(1, int(tallies[0, TALLIES.index("tokens")]))
+    norms = store.blocks.tensor(0, "norms") / max(1, int(tallies[0, TALLIES.index("tokens")]))
     by_name = {name: getattr(tables, name) for name in ("default", "roles", "default_tokens", "roles_tokens")}
     at = stored_layers(plan, len(kept), chat.hidden_size, metadata["recommended_layer"])
     roles = role_vectors(plan, store, kept, counts, at)
@@ -143,7 +144,7 @@ def _precision(plan: Plan, store: RunStore, num_layers: int, certainty: Sequence
         "layers": list(chosen),
         "expected": min(certainty[row].expected for row in rows),
         "low": min(certainty[row].low for row in rows),
-        "rounds": [[sum(part.stop), part.expected, part.low] for part in store.read_rounds(len(plan.roles))],
+        "rounds": [[sum(part.stop), part.expected, part.low] for part in store.records.read_rounds(len(plan.roles))],
         "of_rollouts": plan.rollouts,
     }
 
@@ -151,7 +152,7 @@ def _precision(plan: Plan, store: RunStore, num_layers: int, certainty: Sequence
 def run_metadata(chat: ChatModel, plan: Plan, judge: Judge, store: RunStore) -> dict[str, Any]:
     """What a file states about the model that was asked and how."""
     facts = chat.facts
-    engine = store.engine()
+    engine = store.records.engine()
     return {
         "model": facts["model"],
         "revision": facts["revision"],

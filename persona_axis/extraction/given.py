@@ -77,7 +77,7 @@ class Reader:
 
     def __init__(self, chat: ChatModel, plan: Plan, store: RunStore, responses: Responses, judge: GivenJudge) -> None:
         self.chat, self.plan, self.responses, self.judge = chat, plan, responses, judge
-        self._splits = Splits(plan, store)
+        self._splits = Splits(plan, store.records)
 
     def draw(self, jobs: Iterable[Job]) -> Iterator[Replies]:
         """One job after the other: the judge is told of each before its replies are given. Raises `ExtractionError`

@@ -30,11 +30,11 @@ class LayerSums(NamedTuple):
 
         def joined(name: str) -> NDArray[Any]:
             blocks = range(1, plan.n_blocks)
-            read = store.tensor if name.endswith("counts") else lambda b, n: store.layer_sums(b, row, n)
+            read = store.blocks.tensor if name.endswith("counts") else lambda b, n: store.blocks.layer_sums(b, row, n)
             return np.concatenate([read(block, name).numpy() for block in blocks])
 
         def of_default(name: str) -> NDArray[Any]:
-            read = store.tensor(0, name) if name.endswith("counts") else store.layer_sums(0, row, name)
+            read = store.blocks.tensor(0, name) if name.endswith("counts") else store.blocks.layer_sums(0, row, name)
             first: NDArray[Any] = read.numpy()[0]
             return first
 

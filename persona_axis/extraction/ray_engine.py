@@ -42,7 +42,7 @@ class RayEngine:
     name = "ray"
 
     def __init__(self, crew: RayCrew, plan: Plan, store: RunStore) -> None:
-        self.crew, self._splits = crew, Splits(plan, store)
+        self.crew, self._splits = crew, Splits(plan, store.records)
 
     def draw(self, jobs: Iterable[Job]) -> Iterator[Replies]:
         """The replies of each job, in order. Raises `ExtractionError` where no worker is left or comes up, where a

@@ -54,7 +54,7 @@ def role_vectors(
     found: NDArray[np.float32] | None = None
     for at, layer in enumerate(layers):
         row = plan.layers.index(layer)
-        sums = torch.cat([store.layer_sums(b, row) for b in range(1, plan.n_blocks)]).numpy()[list(kept)]
+        sums = torch.cat([store.blocks.layer_sums(b, row) for b in range(1, plan.n_blocks)]).numpy()[list(kept)]
         vectors = sums.sum(axis=1, dtype=np.float64) / accepted
         if found is None:
             found = np.empty((len(vectors), len(layers), vectors.shape[1]), np.float32)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from persona_axis.errors import ExtractionError, PersonaAxisError
+from persona_axis.extraction.disk import write_atomically
 from persona_axis.extraction.plan import Plan
-from persona_axis.extraction.store import write_atomically
 from persona_axis.space import PersonaSpace, as_float64
 
 COMPONENTS = 64

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
+from persona_axis.extraction.blocks import TALLIES, BlockState
 from persona_axis.extraction.engines import Engine, Job
 from persona_axis.extraction.events import Listener, Progress
 from persona_axis.extraction.means import Replies
 from persona_axis.extraction.plan import DEFAULT, Batch, Block, Item, Plan, Round
 from persona_axis.extraction.rolloutpca import KeptPca
-from persona_axis.extraction.store import TALLIES, BlockState, RunStore
+from persona_axis.extraction.store import RunStore
 from persona_axis.judges import Judge, Judged, verdicts
 from persona_axis.sampling import loops
 
@@ -53,7 +54,7 @@ def draw(
 def _missing(plan: Plan, part: Round, store: RunStore) -> Iterator[tuple[Block, Batch]]:
     """The batches of a round that are not in the store."""
     for index in range(plan.n_blocks):
-        at = store.done(index)
+        at = store.blocks.done(index)
         if at.of and (at.round > part.number or (at.round == part.number and at.done == at.of)):
             continue
         block = plan.block(index, part)
@@ -67,7 +68,7 @@ def _missing(plan: Plan, part: Round, store: RunStore) -> Iterator[tuple[Block, 
 
 def _entered(chat: ChatModel, plan: Plan, part: Round, block: Block, store: RunStore) -> BlockState:
     """The sums of a block that is about to get a batch of this round."""
-    state = store.load_block(block.index) or BlockState.empty(
+    state = store.blocks.load(block.index) or BlockState.empty(
         len(block.roles), plan.groups, plan.prompts_of(block.roles[0]), len(plan.layers), chat.hidden_size
     )
     if state.round != part.number or not state.of:
@@ -188,5 +189,5 @@ class _Meter:
 def drawn_so_far(plan: Plan, store: RunStore) -> int:
     """Rollouts that the store holds."""
     column = TALLIES.index("drawn")
-    held = [index for index in range(plan.n_blocks) if store.done(index).of]
-    return sum(int(store.tensor(index, "tallies")[:, column].sum()) for index in held)
+    held = [index for index in range(plan.n_blocks) if store.blocks.done(index).of]
+    return sum(int(store.blocks.tensor(index, "tallies")[:, column].sum()) for index in held)

@@ -15,10 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from persona_axis.extraction.blocks import TALLIES
 from persona_axis.extraction.certainty import LEAST_GROUPS, Certainty, noise_free
 from persona_axis.extraction.layersums import LayerSums
 from persona_axis.extraction.plan import Plan, Round
-from persona_axis.extraction.store import TALLIES, Recorded, RunStore
+from persona_axis.extraction.records import Recorded
+from persona_axis.extraction.store import RunStore
 
 Numbers = NDArray[np.float64]
 
@@ -178,9 +180,9 @@ def chosen_layers(plan: Plan, num_layers: int) -> tuple[int, ...]:
 def standing(plan: Plan, store: RunStore, layers: Sequence[int]) -> Standing:
     """Read what the rounds so far gave; one layer's sums are in memory at a time."""
     blocks = range(plan.n_blocks)
-    drawn = np.concatenate([store.tensor(b, "tallies")[:, TALLIES.index("drawn")].numpy() for b in blocks])
-    squares = np.concatenate([store.tensor(b, "squares").numpy() for b in blocks])
-    accepted = np.concatenate([store.tensor(b, "counts").numpy() for b in blocks]).sum(axis=1)
+    drawn = np.concatenate([store.blocks.tensor(b, "tallies")[:, TALLIES.index("drawn")].numpy() for b in blocks])
+    squares = np.concatenate([store.blocks.tensor(b, "squares").numpy() for b in blocks])
+    accepted = np.concatenate([store.blocks.tensor(b, "counts").numpy() for b in blocks]).sum(axis=1)
     kept = np.flatnonzero(accepted[1:] >= plan.options.min_accepted)
     variance, certainty = np.zeros(len(accepted)), {}
     for layer in layers:

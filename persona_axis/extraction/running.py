@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from persona_axis.chat import ChatModel
+from persona_axis.extraction.differences import refuse_difference
 from persona_axis.extraction.engines import Engine
 from persona_axis.extraction.events import Listener, Note, Planned, Rounded
 from persona_axis.extraction.plan import Plan, Round
+from persona_axis.extraction.records import Recorded
 from persona_axis.extraction.rolevectors import require_layers
 from persona_axis.extraction.rolloutpca import KeptPca
 from persona_axis.extraction.rollouts import draw, drawn_so_far
 from persona_axis.extraction.rounds import chosen_layers, first_round, next_round, standing, why_not
 from persona_axis.extraction.settings import settings, surroundings
 from persona_axis.extraction.sources import Asked, Given
-from persona_axis.extraction.store import Recorded, RunStore, refuse_difference
+from persona_axis.extraction.store import RunStore
 from persona_axis.extraction.trial import Trial
 from persona_axis.judges import Judge
 
@@ -20,7 +22,7 @@ from persona_axis.judges import Judge
 def planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunStore, progress: Listener) -> Plan:
     """The plan of this run: the one on disk if it is the same, else a new one with a batch size that was
     tried out."""
-    stored = store.read_plan()
+    stored = store.records.read_plan()
     draft = source.plan(stored["batch_size"] if stored else source.options.batch_size or 1)
     require_layers(draft)
     KeptPca.of(draft, chat.hidden_size, store.path)
@@ -74,13 +76,13 @@ def planned(chat: ChatModel, source: Asked | Given, judge: Judge, store: RunStor
             "trial": trial._asdict(),
             "surroundings": surroundings(source.drawn_by),
         }
-        store.write_plan(record)
+        store.records.write_plan(record)
     return plan
 
 
 def _begun(plan: Plan, store: RunStore) -> Round | None:
     """The round that a run is in; of one whose precision is not reached, all that is left to draw."""
-    rounds = store.read_rounds(len(plan.roles))
+    rounds = store.records.read_rounds(len(plan.roles))
     if not rounds:
         return None
     before = plan.until(rounds[-2].stop) if len(rounds) > 1 else None
@@ -96,20 +98,20 @@ def draw_rounds(
 ) -> None:  # fmt: skip
     """Round after round, until the axis is as certain as asked for. A round is on record before it is drawn, so that a
     run goes on with what it was in, also where another precision is asked for now."""
-    rounds = store.read_rounds(len(plan.roles))
+    rounds = store.records.read_rounds(len(plan.roles))
     if not rounds:
         rounds.append(Recorded(first_round(plan).stop))
     part: Round | None = None
     number = 0
     while number < len(rounds):
         if number == len(rounds) - 1:
-            store.write_rounds(rounds)
+            store.records.write_rounds(rounds)
         part = plan.until(rounds[number].stop, part)
         draw(chat, plan, part, judge, store, engine, progress, pca)
         number += 1
         if number == len(rounds):
             _decide(plan, part, rounds, store, chat.n_layers, progress)
-    store.write_rounds(rounds)
+    store.records.write_rounds(rounds)
 
 
 def _decide(

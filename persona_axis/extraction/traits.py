@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from persona_axis.chat import ChatModel
 from persona_axis.errors import ExtractionError
+from persona_axis.extraction.blocks import TALLIES
 from persona_axis.extraction.events import Listener
 from persona_axis.extraction.finish import run_metadata, run_notes
 from persona_axis.extraction.plan import Plan
-from persona_axis.extraction.store import TALLIES, RunStore
+from persona_axis.extraction.store import RunStore
 from persona_axis.judges import Judge
 from persona_axis.stats import folding
 from persona_axis.trait_probes import Trait
@@ -43,16 +44,16 @@ def finish_traits(
 ) -> Traits:
     """Turn a run of `as_roles(traits, probes)` whose rollouts are all drawn into a saved traits file."""
     shape = (len(traits), 2, len(plan.roles) // (2 * len(traits)))  # traits, poles, pairs
-    counts = torch.cat([store.tensor(b, "counts") for b in range(1, plan.n_blocks)]).numpy().reshape(*shape, -1)
-    default_counts = store.tensor(0, "counts").numpy()[0]
+    counts = torch.cat([store.blocks.tensor(b, "counts") for b in range(1, plan.n_blocks)]).numpy().reshape(*shape, -1)
+    default_counts = store.blocks.tensor(0, "counts").numpy()[0]
     if not default_counts.sum():
         raise ExtractionError("every reply of the default was empty or a loop: there is nothing to compare with")
     accepted = counts.sum(axis=(2, 3))  # [traits, poles]
     kept, parts = _kept(plan, counts)
     found = []
     for row in range(len(plan.layers)):  # one layer's sums are in memory at a time
-        sums = torch.cat([store.layer_sums(b, row) for b in range(1, plan.n_blocks)]).numpy()
-        default = store.layer_sums(0, row).numpy()[0].sum(axis=0, dtype=np.float64) / default_counts.sum()
+        sums = torch.cat([store.blocks.layer_sums(b, row) for b in range(1, plan.n_blocks)]).numpy()
+        default = store.blocks.layer_sums(0, row).numpy()[0].sum(axis=0, dtype=np.float64) / default_counts.sum()
         found.append(_vectors(sums.reshape(*counts.shape, -1)[kept], counts[kept], default, parts))
     folds = np.stack([vectors.folds for vectors in found], axis=2)
     places = np.stack([vectors.places for vectors in found], axis=2)
@@ -66,7 +67,7 @@ def finish_traits(
             f"questions, and poles that differ (judge {judge.name!r} accepted at most {int(accepted.max())} "
             f"of a pole's {shape[2] * plan.per_role}); no traits are saved"
         )
-    tallies = torch.cat([store.tensor(b, "tallies") for b in range(plan.n_blocks)])
+    tallies = torch.cat([store.blocks.tensor(b, "tallies") for b in range(plan.n_blocks)])
     notes = run_notes(chat, plan, {name: int(tallies[:, i].sum()) for i, name in enumerate(TALLIES)}, {})
     if below:
         notes.append(

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from persona_axis import Axis
+from persona_axis.errors import ExtractionError
 from persona_axis.extract import Interrupted, Options, extract, run_directory
-from persona_axis.extraction import events, store
+from persona_axis.extraction import disk, events
 from persona_axis.sampling import Sampling
 
 OPTIONS = Options(prompts=2, questions=8, sampling=Sampling(max_new_tokens=12), batch_size=10, min_accepted=3)
@@ -31,10 +32,10 @@ sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
 import test_extract_resume as t
-from persona_axis.extraction import store
+from persona_axis.extraction import blocks
 out, how, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 if how == "torn":
-    whole, calls = store.write_atomically, []
+    whole, calls = blocks.write_atomically, []
     def torn(path, content):
         if path.parent.name == "blocks":
             calls.append(path)
@@ -43,7 +44,7 @@ if how == "torn":
                     file.write(content[: len(content) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
         whole(path, content)
-    store.write_atomically = torn
+    blocks.write_atomically = torn
 def listen(event):
     print(type(event).__name__, flush=True)
 t.run(out, listen)
@@ -146,8 +147,8 @@ def test_a_full_disk_stops_the_run_and_harms_nothing(
             raise OSError(28, "No space left on device")
         replace(source, target)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(store.os, "replace", full)
-    with pytest.raises(store.ExtractionError, match="No space left on device; nothing finished is lost"):
+    monkeypatch.setattr(disk.os, "replace", full)
+    with pytest.raises(ExtractionError, match="No space left on device; nothing finished is lost"):
         run(out)
     monkeypatch.undo()
     whole, lines = through

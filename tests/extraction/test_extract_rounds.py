@@ -20,8 +20,8 @@ from persona_axis.extract import Interrupted, Options, extract, run_directory
 from persona_axis.extraction import events
 from persona_axis.extraction.certainty import Certainty, SplitHalf, noise_free, split_half, split_prompts
 from persona_axis.extraction.plan import DEFAULT, Plan, make_plan
+from persona_axis.extraction.records import Recorded
 from persona_axis.extraction.rounds import Standing, first_round, given_up, in_vain, next_round, why_not
-from persona_axis.extraction.store import Recorded
 from persona_axis.judges import Judged
 from persona_axis.sampling import Sampling
 

@@ -31,6 +31,10 @@ class Held:
     def __init__(self) -> None:
         self.splits: list[tuple[int, int, int, int]] = []
 
+    @property
+    def records(self) -> Held:
+        return self
+
     def read_splits(self) -> list[tuple[int, int, int, int]]:
         return list(self.splits)
 
@@ -110,7 +114,7 @@ def test_replies_and_splits_are_those_of_one_process(
     crew = Chance(seed, room, losses, workers)
     found = list(in_order(jobs(count), crew, together))
     assert [one.ids for one in found] == [one.ids for one in wanted]
-    assert together.store.read_splits() == alone.store.read_splits()
+    assert together.records.read_splits() == alone.records.read_splits()
     assert crew.most_out <= 2 * workers
     counted = Counter((ids[0], ids[1]) for one in found for ids in one.ids)
     assert set(counted.values()) <= {1} and len(counted) == 8 * count
@@ -175,7 +179,7 @@ def test_local_draws_by_the_same_splits(monkeypatch: pytest.MonkeyPatch) -> None
     found = list(engines.Local(None, held, held).draw(jobs(9)))  # type: ignore[arg-type]
     alone = splits()
     assert [one.ids for one in found] == [one.ids for one in one_after_the_other(jobs(9), room, alone)]
-    assert held.splits == alone.store.read_splits() and len(held.splits) == 3
+    assert held.splits == alone.records.read_splits() and len(held.splits) == 3
 
 
 class TestAsking:

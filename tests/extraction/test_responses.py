@@ -36,16 +36,16 @@ sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
 import test_responses as t
-from persona_axis.extraction import store
+from persona_axis.extraction import blocks
 file, out, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-whole, calls = store.write_atomically, []
+whole, calls = blocks.write_atomically, []
 def torn(path, content):
     if path.parent.name == "blocks":
         calls.append(path)
         if len(calls) > count:
             os.kill(os.getpid(), signal.SIGKILL)
     whole(path, content)
-store.write_atomically = torn
+blocks.write_atomically = torn
 t.read(file, out)
 """
 

@@ -32,9 +32,9 @@ sys.path[:0] = {paths!r}
 import torch
 torch.set_num_threads(1)
 import test_rollout_pca as t
-from persona_axis.extraction import rolloutpca, store
+from persona_axis.extraction import blocks, rolloutpca
 out, how, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-module = {{"state": rolloutpca, "block": store}}[how]
+module = {{"state": rolloutpca, "block": blocks}}[how]
 whole, calls = module.write_atomically, []
 def torn(path, content):
     if how == "state" or path.parent.name == "blocks":
