@@ -21,8 +21,12 @@ class Completion(NamedTuple):
 
 
 def key_of(request: dict[str, Any]) -> str:
-    """SHA-256 of model, messages and settings."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    """SHA-256 of model, messages and settings. Raises `JudgeError` where a message is no text."""
+    try:
+        return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 20) : error.end]
+        raise JudgeError(f"a text to be judged holds half a character (a lone surrogate): ...{near!r}") from None
 
 
 class Cache:

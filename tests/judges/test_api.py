@@ -129,6 +129,13 @@ def test_answers_are_kept_on_disk_and_a_damaged_one_is_asked_again(serve, tmp_pa
     assert other.answer(fits("a")) == [0.9] and len(server.bodies) == 4, "the model is part of the key"
 
 
+def test_half_a_character_is_told_before_anything_is_sent(serve) -> None:
+    server = serve(lambda h, n: reply(h, completion(YES)))
+    with pytest.raises(JudgeError, match=r"half a character \(a lone surrogate\): .*boo .ud83d"):
+        ApiJudge("m", url=server.url, bounds=QUICK).answer(fits("fine", "boo \ud83d"))
+    assert not server.bodies
+
+
 def test_options_are_added_and_none_takes_one_out(serve) -> None:
     server = serve(lambda h, n: reply(h, completion(YES)))
     options = {"max_tokens": None, "max_completion_tokens": 900}
