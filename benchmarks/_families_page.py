@@ -42,7 +42,8 @@ EXAMPLES = 4
 BESIDE = (
     "**Images and sound.** A vision-language model is read and held in its text decoder, which is told from its towers "
     "by structure (tests/test_vision.py: tiny LLaVA, Qwen2.5-VL and Idefics3; with an image in the prompt its tokens "
-    "are held like all others). Prompts of this package are texts. By name a model loads if it is in the registry; "
+    "are held like all others). One that looks ahead within its prompt (PaliGemma) or cannot run on text alone "
+    "(BLIP-2, Kosmos-2) is refused. Prompts of this package are texts. By name a model loads if it is in the registry; "
     "load another with its own class and give it to `ChatModel.load(model, tokenizer=...)`.",
     "",
     "**Encoder-decoders** are refused: they have two streams. The decoder of one by itself, such as BART's, passes.",

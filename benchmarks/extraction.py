@@ -156,7 +156,7 @@ def peak(rollouts: int, layers: int, batch: int) -> None:
     """Run in a process of its own: one extraction, then the process' peak memory in MiB."""
     chat = ChatModel.load("troupe")
     options = Options(
-        roles=8, prompts=1, questions=max(2, rollouts // 8), default_samples=1, min_accepted=1, batch_size=batch,
+        roles=64, prompts=1, questions=rollouts // 64, default_samples=1, min_accepted=1, batch_size=batch,
         layers=tuple(range(layers)), sampling=Sampling(max_new_tokens=24), precision=1, calibration=32,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +166,7 @@ def peak(rollouts: int, layers: int, batch: int) -> None:
 
 def memory() -> None:
     table = Table("rollouts of roles", "layers", "peak memory, MiB", title="whole extractions of Troupe, batches of 64")
-    for rollouts, layers in ((64, 6), (256, 6), (1024, 6), (256, 1), (256, 3)):
+    for rollouts, layers in ((1024, 6), (4096, 6), (8192, 6), (15360, 6), (4096, 1), (4096, 3)):
         command = [sys.executable, __file__, "--peak", str(rollouts), str(layers)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         table.add_row(str(rollouts), str(layers), done.stdout.split()[-1])

@@ -77,14 +77,19 @@ def weights_fingerprint(model: nn.Module, stack: str | None = None) -> str:
 
     Values are rounded to bfloat16 first, so the same checkpoint has one fingerprint in float32 and in
     bfloat16, on any device, before and after saving, under any wrapper that keeps the layers' own parameter
-    names, and inside a TransformerLens bridge. Tokens added to the vocabulary do not change it; other weights, an
-    adapter or a quantised copy do. A float16 copy may differ (values below 6e-5 lose bits there). Raises
-    `ModelError` for weights that cannot be read.
+    names, and inside a TransformerLens bridge. Tokens added to the vocabulary do not change it; other weights at these
+    places, a quantised copy, and an adapter (PEFT's) at any layer or before the first token do. Weights changed at
+    another layer only, or behind the last one, are not seen. A float16 copy may differ (values below 6e-5 lose bits
+    there). Raises `ModelError` for weights that cannot be read.
     """
     from persona_axis.model.layout import find_stack, text_config
 
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    return fingerprint_of(text_config(model), embedding, find_stack(model, stack).layers)
+    found = fingerprint_of(text_config(model), embedding, find_stack(model, stack).layers)
+    prompt = getattr(model, "prompt_encoder", None)  # PEFT's, of prompts and prefixes that are learned
+    if prompt is None:
+        return found
+    return hashlib.sha256(found.encode() + _told(sorted(_own_parameters(prompt).values()))).hexdigest()
 
 
 def fingerprint_of(config: Any, embedding: Any, layers: Sequence[nn.Module]) -> str:
@@ -97,9 +102,14 @@ def fingerprint_of(config: Any, embedding: Any, layers: Sequence[nn.Module]) -> 
             digest.update(f"embedding {list(embedding.weight.shape[1:])}".encode() + _sampled([rows]))
     for index in sorted({0, len(layers) // 2, len(layers) - 1}):
         with _present(layers[index]):
-            named = sorted(_own_parameters(layers[index]).values())
-            digest.update(f"{index} {[(name, list(p.shape)) for name, p in named]}".encode())
-            digest.update(_sampled([parameter for _, parameter in named]))
+            digest.update(f"{index} ".encode() + _told(sorted(_own_parameters(layers[index]).values())))
+    for index, layer in enumerate(layers):
+        with ExitStack() as present:
+            for part in (adapters := _adapters(layer)):
+                present.enter_context(_present(part))
+            for part in adapters:
+                added = {name: p for name, p in _own_parameters(part).values() if not name.startswith("base_layer.")}
+                digest.update(f"adapter {index} ".encode() + _told(sorted(added.items())))
     return digest.hexdigest()
 
 
@@ -200,6 +210,17 @@ def _own_parameters(module: nn.Module, prefix: str = "") -> dict[int, tuple[str,
     for name, child in module.named_children():
         found = _own_parameters(child, f"{prefix}{name}.") | found
     return found
+
+
+def _adapters(layer: nn.Module) -> list[nn.Module]:
+    """The modules of a layer that stand around one of the model's own and add to it, as PEFT's do."""
+    return [module for module in layer.modules() if "base_layer" in module._modules]
+
+
+def _told(named: Sequence[tuple[str, Tensor]]) -> bytes:
+    """Names, shapes and sampled values."""
+    shapes = str([(name, list(parameter.shape)) for name, parameter in named])
+    return shapes.encode() + _sampled([parameter for _, parameter in named])
 
 
 def _short(value: Any) -> str:

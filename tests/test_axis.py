@@ -668,6 +668,20 @@ class TestFingerprint:
         model.config.num_attention_heads = 8
         assert weights_fingerprint(model) != weights_fingerprint(llama)
 
+    def test_adapters_differ_wherever_they_are(self, new_model):
+        peft = pytest.importorskip("peft")
+        own = weights_fingerprint(new_model("llama"))
+        told = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, "task_type": "CAUSAL_LM"}
+        configs = [peft.LoraConfig(layers_to_transform=[layer], **told) for layer in range(4)]
+        configs += [peft.PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")]
+        found = {own}
+        for config in configs:
+            for seed in (1, 2):  # the same places, other values
+                base = new_model("llama")
+                torch.manual_seed(seed)
+                found.add(weights_fingerprint(peft.get_peft_model(base, config)))
+        assert len(found) == 1 + 2 * len(configs)
+
     def test_offloaded_weights_are_read(self, new_model):
         from accelerate import cpu_offload
 

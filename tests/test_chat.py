@@ -360,7 +360,7 @@ def test_models_that_are_not_decoders(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / name)
         tiny.tokenizer().save_pretrained(tmp_path / name)
         refused(tmp_path / name, "not a decoder-only language model")
-        with pytest.raises(ModelError, match="encoder-only"):
+        with pytest.raises(ModelError, match="looks ahead"):
             ChatModel.load(model, tokenizer=tiny.tokenizer())
     t5 = transformers.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=64)
     transformers.T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")

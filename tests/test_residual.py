@@ -56,7 +56,7 @@ class TestFinding:
         config = transformers.BertConfig(
             hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=VOCAB
         )
-        with pytest.raises(ResidualError, match="encoder-only.*encoder.layer.*not causal"):
+        with pytest.raises(ResidualError, match="looks ahead: .*encoder.layer.*not causal.*--stack"):
             decoder_layers(transformers.BertModel(config))
         decoder = transformers.BertLMHeadModel(transformers.BertConfig(**{**config.to_dict(), "is_decoder": True}))
         assert len(decoder_layers(decoder)) == 2
@@ -65,6 +65,16 @@ class TestFinding:
         config = transformers.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=VOCAB)
         with pytest.raises(ResidualError, match="encoder-decoder"):
             decoder_layers(transformers.T5ForConditionalGeneration(config))
+
+    def test_encoder_decoder_inside_a_larger_model(self):
+        small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        text = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+        config = transformers.InstructBlipConfig(
+            vision_config={**small, "image_size": 28, "patch_size": 14},
+            qformer_config={**small, "encoder_hidden_size": 32}, text_config={**text, "vocab_size": VOCAB},
+        )  # fmt: skip
+        with pytest.raises(ResidualError, match="encoder-decoder"):
+            decoder_layers(transformers.InstructBlipForConditionalGeneration(config))
 
     def test_nothing_that_looks_like_layers(self):
         told = "Linear.*no list of layers.*--stack model.layers, in Python layers='model.layers'"

@@ -36,9 +36,9 @@ def find_stack(model: nn.Module, layers: str | None = None) -> Stack:
     if layers is not None:
         return _named(model, layers)
     inner = unwrapped(model)
-    if getattr(getattr(inner, "config", None), "is_encoder_decoder", False):
-        raise ResidualError(f"{_kind(inner)} is an encoder-decoder: this package reads decoder-only models")
     config = text_config(model)
+    if any(getattr(told, "is_encoder_decoder", False) for told in (getattr(inner, "config", None), config)):
+        raise ResidualError(f"{_kind(inner)} is an encoder-decoder: this package reads decoder-only models")
     seen = list(_outermost_lists(model))
     count = getattr(config, "num_hidden_layers", None)
     # Some configs count parts of layers: a list that is the only one needs no counting.
@@ -50,8 +50,8 @@ def find_stack(model: nn.Module, layers: str | None = None) -> Stack:
         return nearest[0]
     if fitting and not causal:
         raise ResidualError(
-            f"{_kind(inner)} is an encoder-only model: the attention of {_told(fitting)} is not causal, so "
-            "it has no stream of generated tokens to read"
+            f"{_kind(inner)} looks ahead: the attention of {_told(fitting)} is not causal, as an encoder's, and what "
+            f"is read there is no stream of generated tokens. If one of them decodes all the same, {_NAME_IT}"
         )
     wanted = "a list of decoder layers" if count is None else f"one list of {count} decoder layers"
     raise ResidualError(

@@ -38,7 +38,7 @@ def self_test(model: nn.Module, tokens: Tensor, stack: str | None = None) -> str
     where = f"{found.path} of {type(unwrapped(model)).__name__}"
     probe = _Probe(len(found.layers), hidden_size(model), where)
     ids = tokens[:2].repeat(probe.rows, 1)
-    ids[2, 1] = tokens[2]
+    ids[2, 1] = _another(*tokens.tolist())
     try:
         with _undisturbed(model), editing(model, probe.edits(), stack=stack) as fires:
             logits = _logits(model(input_ids=ids))
@@ -108,6 +108,11 @@ class _Probe:
             return edited
 
         return edit
+
+
+def _another(first: int, second: int, third: int) -> int:
+    """An id of the vocabulary that is not `second`: a template may end in two equal tokens."""
+    return next((token for token in (third, first) if token != second), second - 1 if second else 1)
 
 
 @contextmanager

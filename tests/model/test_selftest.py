@@ -82,13 +82,15 @@ def test_layers_that_do_not_reach_the_logits(new_model):
         self_test(model, TOKENS)
 
 
-def test_a_model_that_looks_ahead(new_model):
+@pytest.mark.parametrize("tokens", [[5, 9, 17], [5, 9, 9], [9, 9, 9], [0, 0, 0]])
+def test_a_model_that_looks_ahead(new_model, tokens):
+    """Also where the template ends in equal tokens."""
     model = new_model("llama")
     layer = model.model.layers[1]
     plain = layer.forward
     layer.forward = lambda hidden, **k: plain(hidden + hidden.flip(1), **k)
     with pytest.raises(ResidualError, match=r"layers \[1, 2, 3\] of .* look ahead"):
-        self_test(model, TOKENS)
+        self_test(model, torch.tensor(tokens))
 
 
 def test_logits_that_are_not_finite(new_model):
