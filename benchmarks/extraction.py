@@ -153,7 +153,11 @@ def show(ways: Ways, seconds: dict[str, list[float]], title: str) -> None:
 
 
 def peak(rollouts: int, layers: int, batch: int) -> None:
-    """Run in a process of its own: one extraction, then the process' peak memory in MiB."""
+    """Run in a process of its own: one extraction, then the process' peak memory in MiB.
+
+    Without oneDNN, which keeps a kernel of every shape that it has met, up to a thousand: that hides what grows.
+    """
+    torch.backends.mkldnn.enabled = False
     chat = ChatModel.load("troupe")
     options = Options(
         roles=64, prompts=1, questions=rollouts // 64, default_samples=1, min_accepted=1, batch_size=batch,
