@@ -161,7 +161,7 @@ def _settled(found: Found, said: Said) -> Settled:
         return Settled("embeddings-first", "said", how)
     if said.rows == "layers":
         return Settled("layers", "said", "said with --rows: number r is the output of layer r, counted from 0")
-    if found.sign is not None and found.sign.by == "file":
+    if found.states_layers:
         return Settled("layers", "file", "the file says that number r is the output of layer r, from 0")
     if found.named:
         return Settled("layers", "assumed", "the file numbers its vectors; number r is taken as the output of layer r")

@@ -12,6 +12,7 @@ from vectors_factory import HIDDEN, LAYERS, axis_rows, origin, published_clamp, 
 from persona_axis import Axis, AxisFileError, AxisMismatchError, Cap
 from persona_axis.cap import clamped
 from persona_axis.errors import VectorsError
+from persona_axis.files.axisfile import CONVENTIONS
 from persona_axis.vectors import exporting
 from persona_axis.vectors.making import made_axis, made_cap
 from persona_axis.vectors.pushes import mean_pushes
@@ -171,13 +172,39 @@ class TestCap:
         assert found.index == (1, 2)
         np.testing.assert_allclose(found.rows, 0.5 * ruler.direction[1:3].numpy(), atol=1e-3)
         alone = exporting.cap_to_gguf(ruler.cap([1], ceiling=0.0), tmp_path / "c.gguf")
-        assert "--axis" in alone[-1]
+        assert "--axis" in "".join(alone)
         np.testing.assert_allclose(read(tmp_path / "c.gguf").rows, ruler.direction[1:2].numpy(), atol=1e-6)
 
     def test_a_ceiling_pushes_down(self, tmp_path):
         ruler = axis()
         exporting.cap_to_gguf(ruler.cap([1], ceiling=0.0), tmp_path / "c.gguf", ruler)
         np.testing.assert_allclose(read(tmp_path / "c.gguf").rows, -0.5 * ruler.direction[1:2].numpy(), atol=1e-3)
+
+    def test_gguf_says_its_sign_only_where_it_is_known(self, tmp_path):
+        ruler = axis()
+        trait = Cap(-ruler.direction[[3]], [3], ceiling=4.0)
+        for cap, own, note in (
+            (ruler.cap([2, 3], ceiling=0.0), ruler, "does not say where its rows point"),
+            (ruler.cap([1, 2, 3], floor=[0.0, -9, -9], ceiling=[9.0, 9, 0]), ruler, "some point toward it and some aw"),
+            (ruler.cap([2], floor=0.0), None, "does not say where its rows point"),
+            (trait, None, "does not say where its rows point"),
+        ):
+            assert note in "".join(exporting.cap_to_gguf(cap, tmp_path / "c.gguf", own))
+            found = read(tmp_path / "c.gguf")
+            with pytest.raises(VectorsError, match="does not say whether its directions point"):
+                made_axis(found, Said(), origin())
+            back = made_axis(found, Said("away"), origin())
+            assert back.metadata["imported"]["rows"]["by"] == "file"
+            assert back.metadata["imported"]["sign"]["by"] == "said"
+        exporting.cap_to_gguf(ruler.cap([2, 3], ceiling=0.0), tmp_path / "c.gguf", ruler)
+        back = made_axis(read(tmp_path / "c.gguf"), Said("away"), origin())
+        torch.testing.assert_close(back.direction, ruler.direction[2:4])
+        assert "does not say" not in "".join(exporting.cap_to_gguf(ruler.cap([2], floor=0.0), tmp_path / "c", ruler))
+        back = made_axis(read(tmp_path / "c"), Said(), origin())
+        torch.testing.assert_close(back.direction, ruler.direction[2:3])
+        assert back.metadata["imported"]["sign"] == {
+            "value": "toward", "by": "file", "how": f"the file says that {CONVENTIONS['sign']}",
+        }  # fmt: skip
 
     def test_what_cannot_be_exported(self, tmp_path):
         ruler = axis()
