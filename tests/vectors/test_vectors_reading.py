@@ -88,6 +88,40 @@ class TestForms:
         with pytest.raises(VectorsError, match="goes with a directory"):
             read(tmp_path / "default.npy", tmp_path / "default.npy")
 
+    def test_the_default_that_is_named_is_no_role(self, tmp_path):
+        folder = roles_directory(tmp_path / "vectors", default=False)
+        own = saved(folder / "default_vector.pt", means()[0])
+        (tmp_path / "link").symlink_to(folder)
+        for path in (own, tmp_path / "link" / "default_vector.pt", folder / ".." / "vectors" / "default_vector.pt"):
+            held = found(folder, path)
+            assert held.role_names == tuple(f"role{i}" for i in range(5))
+            np.testing.assert_allclose(held.rows, axis_rows().numpy(), atol=1e-6)
+        whole = roles_directory(tmp_path / "whole")
+        assert found(whole, whole / "default.pt").about == {"default_vectors": 1, "role_vectors": 5}
+        only = tmp_path / "only"
+        only.mkdir()
+        with pytest.raises(VectorsError, match="holds no role vectors, only the default"):
+            read(only, saved(only / "default.pt", means()[0]))
+
+    @pytest.mark.parametrize("bare", [False, True])
+    def test_bare_tensors_that_may_be_no_roles(self, tmp_path, bare):
+        """As published: the axis and the default lie beside the roles."""
+        folder = roles_directory(tmp_path / "vectors", default=False, bare=bare)
+        own = saved(folder / "default_vector.pt", means()[0])
+        saved(folder / "assistant_axis.pt", axis_rows())
+        why = "named as published" if bare else "beside dictionaries of roles"
+        with pytest.raises(VectorsError, match=f"assistant_axis.pt, default_vector.pt: a bare tensor {why}.* move it"):
+            read(folder)
+        with pytest.raises(VectorsError, match=f"vectors: assistant_axis.pt: a bare tensor {why}"):
+            read(folder, own)
+        (folder / "assistant_axis.pt").unlink()
+        assert len(found(folder, own).role_names) == 5
+
+    def test_a_bare_default_beside_dictionaries(self, tmp_path):
+        folder = roles_directory(tmp_path / "vectors", default=False)
+        saved(folder / "default.pt", means()[0])
+        np.testing.assert_allclose(found(folder).rows, axis_rows().numpy(), atol=1e-6)
+
     def test_several_defaults_are_averaged_as_published(self, tmp_path):
         folder = roles_directory(tmp_path / "vectors")
         default, roles = means()
