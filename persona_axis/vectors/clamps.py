@@ -19,6 +19,8 @@ from persona_axis.vectors.torchfile import tensor_rows
 from persona_axis.vectors.units import unit
 
 _WINDOW = re.compile(r"layers_(\d{1,6}):(\d{1,6})(?:-.*)?")
+_OWN = re.compile(r"layer_(\d{1,6})/(floor|ceiling)")
+"""What `exporting.cap_to_dict` calls its vectors."""
 _BYTES = 8
 """A file has more for each clamp. One list named many times in a pickle would make millions of a few."""
 _PARALLEL = 1e-4  # 1 - |cos| of two vectors that are one direction stored twice
@@ -94,12 +96,18 @@ def chosen(clamps: Clamps, experiment: str | None) -> tuple[str, tuple[Clamp, ..
     return experiment, held
 
 
+def exported(clamps: Sequence[Clamp]) -> bool:
+    """Whether the names of all their vectors say how they lie to the direction of the cap they were exported from."""
+    return all(clamp.turn for clamp in clamps)
+
+
 def bounds_of(where: str, clamps: Sequence[Clamp], points: Points) -> Bounds:
     """The same edits as floors and ceilings on directions toward the Assistant; `points` says where the vectors do.
 
-    Raises `VectorsError` where one layer is clamped along different directions, which a cap cannot express.
+    Those of an exported cap get its directions again, wherever they point. Raises `VectorsError` where one layer is
+    clamped along different directions, which a cap cannot express.
     """
-    turn = 1.0 if points == "toward" else -1.0
+    own = exported(clamps)
     rows: dict[int, Rows] = {}
     floors: dict[int, float] = {}
     ceilings: dict[int, float] = {}
@@ -107,6 +115,7 @@ def bounds_of(where: str, clamps: Sequence[Clamp], points: Points) -> Bounds:
     for clamp in clamps:
         (row,), (norm,) = unit(clamp.vector[None], f"{where}: the vector of layer {clamp.layer}")
         norms.append(norm)
+        turn = clamp.turn if own else 1 if points == "toward" else -1
         held = rows.setdefault(clamp.layer, turn * row)
         cosine = float(held @ row)
         if 1 - abs(cosine) > _PARALLEL:
@@ -150,8 +159,10 @@ def _clamps(
     if len(caps) not in (1, len(layers)) or len(rows) not in (1, len(layers)):
         raise VectorsError(f"{at}: {len(layers)} layers, {len(caps)} caps and {len(rows)} rows do not go together")
     several = len(layers)
+    written = _OWN.fullmatch(name)
+    turn = 0 if written is None or own != int(written[1]) else -1 if written[2] == "floor" else 1
     return [
-        Clamp(layers[i], rows[i if len(rows) == several else 0], float(caps[i if len(caps) == several else 0]))
+        Clamp(layers[i], rows[i if len(rows) == several else 0], float(caps[i if len(caps) == several else 0]), turn)
         for i in range(several)
     ]
 

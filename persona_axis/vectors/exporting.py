@@ -92,7 +92,8 @@ def axis_to_gguf(axis: Axis, path: str | os.PathLike[str], layers: Iterable[int]
 def cap_to_dict(cap: Cap, path: str | os.PathLike[str]) -> list[str]:
     """The published capping configuration: `vectors` and one experiment that does exactly what the cap does.
 
-    A floor becomes a clamp from above along the negated direction. Raises `VectorsError` for bounds that differ from
+    A floor becomes a clamp from above along the negated direction; the names of the vectors tell `import` which were
+    floors, so that it gives the same directions and bounds. Raises `VectorsError` for bounds that differ from
     row to row of a batch, which that form does not know.
     """
     vectors: dict[str, Any] = {}
@@ -109,7 +110,9 @@ def cap_to_dict(cap: Cap, path: str | os.PathLike[str]) -> list[str]:
     window = at == list(range(at[0], at[-1] + 1))
     name = f"layers_{at[0]}:{at[-1] + 1}" if window else "layers-" + "-".join(map(str, at))
     _save_torch(path, {"vectors": vectors, "experiments": [{"id": name, "interventions": interventions}]})
-    return [f"experiment {name!r}; a floor is written as a clamp from above along the negated direction"]
+    idle = [str(layer) for layer in cap.layers if layer not in at]
+    notes = [f"nothing is bounded at layers {', '.join(idle)}, which are left out"] if idle else []
+    return [*notes, f"experiment {name!r}; a floor is written as a clamp from above along the negated direction"]
 
 
 def cap_to_gguf(cap: Cap, path: str | os.PathLike[str], axis: Axis | None = None) -> list[str]:

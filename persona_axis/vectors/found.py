@@ -69,6 +69,8 @@ class Clamp(NamedTuple):
     """[hidden], of any length."""
     cap: float
     """In units of the residual stream."""
+    turn: int = 0
+    """1 along the direction of the cap that it was exported from, -1 against it; 0 where the file does not say."""
 
 
 @dataclass(frozen=True, eq=False)

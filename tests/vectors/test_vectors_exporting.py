@@ -127,6 +127,8 @@ CAPS = {
     "ceiling": {"ceiling": [1.0, 2.0]},
     "both": {"floor": [-0.3, 0.1], "ceiling": [0.5, np.inf]},
     "one layer": {"floor": [-np.inf, 0.7]},
+    "each another": {"floor": [-0.3, -np.inf], "ceiling": [np.inf, 0.7]},
+    "one point": {"floor": 0.25, "ceiling": 0.25},
 }
 
 
@@ -134,7 +136,10 @@ class TestCap:
     @pytest.mark.parametrize("case", CAPS)
     def test_dictionary_and_back(self, tmp_path, case):
         cap = Cap(unit(axis_rows())[1:3], [1, 2], **CAPS[case])
-        (note,) = exporting.cap_to_dict(cap, tmp_path / "c.pt")
+        notes = exporting.cap_to_dict(cap, tmp_path / "c.pt")
+        assert ["nothing is bounded at layers 1, which are left out" in note for note in notes] == (
+            [True, False] if case == "one layer" else [False]
+        )
         held = torch.load(tmp_path / "c.pt", weights_only=True)
         hidden = torch.randn(4, 9, HIDDEN, generator=torch.Generator().manual_seed(0)) * 2
         for i, layer in enumerate(cap.layers):  # the published code, run on what was written
@@ -144,11 +149,36 @@ class TestCap:
                     theirs = published_clamp(theirs, held["vectors"][entry["vector"]]["vector"], entry["cap"])
             bounds = [None if b is None else b[i] for b in (cap.floor, cap.ceiling)]
             torch.testing.assert_close(clamped(hidden, cap.direction[i], *bounds), theirs, rtol=1e-4, atol=1e-5)
-        back = made_cap(read(tmp_path / "c.pt"), None, Said("toward") if case == "ceiling" else Said(), origin())
+        back = made_cap(read(tmp_path / "c.pt"), None, Said(), origin())
+        assert back.provenance["imported"]["sign"]["by"] == "file"
         kept = [i for i, layer in enumerate(cap.layers) if layer in back.layers]
         assert torch.equal(back.direction, cap.direction[kept])
         for ours, theirs in ((back.floor, cap.floor), (back.ceiling, cap.ceiling)):
             assert (ours is None and theirs is None) or torch.equal(ours, theirs[kept])
+
+    def test_what_was_exported_needs_nothing_said(self, tmp_path):
+        cap = Cap(unit(axis_rows())[1:3], [1, 2], ceiling=0.5)
+        exporting.cap_to_dict(cap, tmp_path / "c.pt")
+        found = read(tmp_path / "c.pt")
+        for said in (Said("toward"), Said("away"), Said(rows="embeddings-first")):
+            with pytest.raises(VectorsError, match="was exported from a cap.* leave out --sign and --rows"):
+                made_cap(found, None, said, origin())
+        for turn, value in ((1, "toward"), (-1, "away")):
+            checked = made_cap(found, None, Said(), origin(), dict(enumerate(turn * axis_rows().double().numpy())))
+            assert torch.equal(checked.direction, cap.direction) and torch.equal(checked.ceiling, cap.ceiling)
+            sign = checked.provenance["imported"]["sign"]
+            assert (sign["value"], sign["by"]) == (value, "proven")
+
+    def test_names_of_which_some_are_not_ours_say_nothing(self, tmp_path):
+        exporting.cap_to_dict(Cap(unit(axis_rows())[1:3], [1, 2], ceiling=0.5), tmp_path / "c.pt")
+        held = torch.load(tmp_path / "c.pt", weights_only=True)
+        for name in ("layer_2/contrast", "layer_3/ceiling"):
+            other = {"vectors": dict(held["vectors"]), "experiments": [{"id": "x", "interventions": [
+                {"vector": "layer_1/ceiling", "cap": 0.5}, {"vector": name, "cap": 0.5}]}]}  # fmt: skip
+            other["vectors"][name] = other["vectors"].pop("layer_2/ceiling")
+            torch.save(other, tmp_path / "d.pt")
+            back = made_cap(read(tmp_path / "d.pt"), None, Said(), origin())
+            assert back.ceiling is None and torch.equal(back.direction, -unit(axis_rows())[1:3])
 
     def test_the_id_says_the_layers(self, tmp_path):
         for layers, name in (([2, 1], "layers_1:3"), ([3, 0], "layers-0-3")):
