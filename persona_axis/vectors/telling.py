@@ -46,6 +46,11 @@ def placed(found: Found, said: Said, num_layers: int) -> Placed:
         return _by_user(found, said, num_layers)
     if found.unclear and said.rows is None:
         raise VectorsError(f"{where}: {found.unclear}")
+    if found.states_layers and said.rows == "embeddings-first":
+        raise VectorsError(
+            f"{where}: which layers its rows are is contradicted: the file says that number r is the output of layer "
+            "r, from 0; leave out --rows"
+        )
     shift = 1 if said.rows == "embeddings-first" else 0
     if said.rows is None and not found.named and rows == num_layers + 1:
         raise VectorsError(

@@ -25,6 +25,7 @@ from vectors_factory import (
 from persona_axis import Axis, Cap
 from persona_axis.cap import clamped
 from persona_axis.errors import VectorsError
+from persona_axis.vectors import exporting
 from persona_axis.vectors.clamps import bounds_of
 from persona_axis.vectors.found import Clamp
 from persona_axis.vectors.making import check_of, made_axis, made_cap
@@ -211,6 +212,16 @@ class TestRows:
         assert axis.layers == (1, 2) and torch.allclose(axis.direction, unit(axis_rows())[1:3])
         with pytest.raises(VectorsError, match="--layers 9: the file has layers 0 to 3"):
             made_axis(tensor(tmp_path), Said("toward", None, (1, 9)), origin())
+
+    def test_what_the_file_states_is_not_contradicted(self, tmp_path):
+        own = Axis.from_direction(unit(axis_rows()), layers=range(4), metadata={"num_layers": 4})
+        exporting.axis_to_gguf(own, tmp_path / "a.gguf")
+        exporting.axis_to_dict(own, tmp_path / "a.pt")
+        for name in ("a.gguf", "a.pt"):
+            with pytest.raises(VectorsError, match="layers its rows are is contradicted: .* leave out --rows"):
+                made_axis(read(tmp_path / name), Said(None, "embeddings-first"), origin())
+            agreed = made_axis(read(tmp_path / name), Said(None, "layers"), origin())
+            assert torch.equal(agreed.direction, own.direction[[own.row(layer) for layer in agreed.layers]])
 
     def test_numbered_vectors(self, tmp_path):
         rows = axis_rows().numpy()
