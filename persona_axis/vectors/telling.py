@@ -65,7 +65,11 @@ def placed(found: Found, said: Said, num_layers: int) -> Placed:
     by_layer = {number - shift: row for row, number in enumerate(found.index) if number >= shift}
     if not by_layer or max(by_layer) >= num_layers:
         past = max(by_layer, default=-1)
-        raise VectorsError(f"{where}: has a row of layer {past}; the model has layers 0 to {num_layers - 1}")
+        counted = said.rows is None and not found.states_layers and past == num_layers
+        raise VectorsError(
+            f"{where}: has a row of layer {past}; the model has layers 0 to {num_layers - 1}"
+            + ("; if number 0 is the embeddings, and 1 the first layer, say --rows embeddings-first" if counted else "")
+        )
     wanted = tuple(sorted(by_layer)) if said.layers is None else said.layers
     missing = [layer for layer in wanted if layer not in by_layer]
     if missing:

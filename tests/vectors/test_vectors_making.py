@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from vectors_factory import (
     HIDDEN,
     LAYERS,
@@ -212,6 +213,20 @@ class TestRows:
         assert axis.layers == (1, 2) and torch.allclose(axis.direction, unit(axis_rows())[1:3])
         with pytest.raises(VectorsError, match="--layers 9: the file has layers 0 to 3"):
             made_axis(tensor(tmp_path), Said("toward", None, (1, 9)), origin())
+
+    def test_names_that_count_one_more_than_there_are_layers(self, tmp_path):
+        rows = axis_rows(layers=LAYERS + 1)
+        for first in (0, 1):
+            save_file({f"layers.{i}": rows[i].clone() for i in range(first, LAYERS + 1)}, tmp_path / "v")
+            with pytest.raises(VectorsError, match="a row of layer 4; .* layers 0 to 3; if .* --rows embeddings-first"):
+                made_axis(read(tmp_path / "v"), TOWARD, origin())
+            with pytest.raises(VectorsError, match="a row of layer 4; the model has layers 0 to 3$"):
+                made_axis(read(tmp_path / "v"), Said("toward", "layers"), origin())
+            axis = made_axis(read(tmp_path / "v"), Said("toward", "embeddings-first", (0, 1, 2)), origin())
+            torch.testing.assert_close(axis.direction, unit(rows[1:4]))
+        save_file({"layers.5": rows[0].clone()}, tmp_path / "v")
+        with pytest.raises(VectorsError, match="a row of layer 5; the model has layers 0 to 3$"):
+            made_axis(read(tmp_path / "v"), TOWARD, origin())
 
     def test_what_the_file_states_is_not_contradicted(self, tmp_path):
         own = Axis.from_direction(unit(axis_rows()), layers=range(4), metadata={"num_layers": 4})

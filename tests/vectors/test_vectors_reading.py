@@ -171,10 +171,12 @@ class TestForms:
         held = found(tmp_path / "w")
         assert held.index == (1, 3) and held.named
         np.testing.assert_array_equal(held.rows, rows[[1, 3]].double().numpy())
-        save_file({"v12": rows[0].contiguous()}, tmp_path / "x")
-        assert found(tmp_path / "x").index == (12,)
-        save_file({"vector": rows[0].contiguous()}, tmp_path / "x")
-        assert found(tmp_path / "x").index is None
+        for name in ("layer_12", "layers.12", "layer12", "model.layers.12", "Layer-12"):
+            save_file({name: rows[0].contiguous()}, tmp_path / "x")
+            assert found(tmp_path / "x").index == (12,)
+        for name in ("vector", "v12", "evil_v2", "bf16", "v1", "player12", "layer_12_v2"):
+            save_file({name: rows[0].contiguous()}, tmp_path / "x")
+            assert found(tmp_path / "x").index is None
 
     def test_the_record_tells_files_apart(self, tmp_path):
         first, second = roles_directory(tmp_path / "a"), roles_directory(tmp_path / "b", seed=1)
