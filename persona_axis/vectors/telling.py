@@ -40,7 +40,11 @@ class Placed(NamedTuple):
 
 
 def placed(found: Found, said: Said, num_layers: int) -> Placed:
-    """The layer of each row in a model of `num_layers`. Raises `VectorsError` where it has to be asked."""
+    """The layer of each row in a model of `num_layers`. Raises `VectorsError` where it has to be asked.
+
+    The last of transformers' `output_hidden_states`, where number 0 is the embeddings, has been through the final norm
+    and is no layer's output: it is left out unless `said.layers` names it. GGUF files are not made from that.
+    """
     rows, where = len(found.rows), found.where
     if found.index is None or (said.layers is not None and len(said.layers) == rows < num_layers and not found.named):
         return _by_user(found, said, num_layers)
@@ -74,7 +78,11 @@ def placed(found: Found, said: Said, num_layers: int) -> Placed:
     missing = [layer for layer in wanted if layer not in by_layer]
     if missing:
         raise VectorsError(f"{where}: --layers {missing[0]}: the file has layers {min(by_layer)} to {max(by_layer)}")
-    return Placed(tuple(by_layer[layer] for layer in wanted), wanted, _settled(found, said))
+    settled, last = _settled(found, said), num_layers - 1
+    if shift and not found.unclear and last in by_layer:
+        wanted, how = _without_normed(where, said, wanted, last)
+        settled = settled._replace(how=settled.how + how)
+    return Placed(tuple(by_layer[layer] for layer in wanted), wanted, settled)
 
 
 def pointing(found: Found, said: Said, rows: Rows, layers: tuple[int, ...], check: Mapping[int, Rows] | None,
@@ -149,6 +157,16 @@ def located(where: str, rows: Rows, at: Placed, check: Mapping[int, Rows]) -> Se
     if fits[0] > max(fits[-1], fits[1]) + NEARER:
         return Settled(at.settled.value, "proven", f"{at.settled.how}; {how}")
     return at.settled
+
+
+def _without_normed(where: str, said: Said, wanted: tuple[int, ...], last: int) -> tuple[tuple[int, ...], str]:
+    """The layers without the last unless it is asked for, and a remark on it. Raises `VectorsError` for none left."""
+    why = "output_hidden_states gives it after the model's final norm"
+    if said.layers is not None:
+        return wanted, f"; layer {last} was asked for; {why}" if last in wanted else ""
+    if wanted == (last,):
+        raise VectorsError(f"{where}: holds the last layer alone, and {why}: say --layers {last} to take it nonetheless")
+    return wanted[:-1], f"; layer {last} is left out, since {why} (--layers takes it)"
 
 
 def _by_user(found: Found, said: Said, num_layers: int) -> Placed:

@@ -75,8 +75,8 @@ def test_embeddings_first_as_the_error_proposes(command: Command) -> None:
     option = re.search(r"--rows embeddings-first", asked.err)
     assert option is not None
     done = command("import", "trait.pt", "--model", "./tiny", "--sign", "away", *option[0].split(), "--out", "a")
-    assert done.code == 0 and "embeddings-first" in done.out
-    torch.testing.assert_close(Axis.load("a").direction, -unit(axis_rows(layers=LAYERS + 1))[1:])
+    assert done.code == 0 and "embeddings-first" in done.out and "layer 3 is left out" in " ".join(done.out.split())
+    torch.testing.assert_close(Axis.load("a").direction, -unit(axis_rows(layers=LAYERS + 1))[1:4])
 
 
 def test_roles_and_checks(command: Command) -> None:

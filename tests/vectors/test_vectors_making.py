@@ -26,6 +26,7 @@ from vectors_factory import (
 from persona_axis import Axis, Cap
 from persona_axis.cap import clamped
 from persona_axis.errors import VectorsError
+from persona_axis.residual import reading
 from persona_axis.vectors import exporting
 from persona_axis.vectors.clamps import bounds_of
 from persona_axis.vectors.found import Clamp
@@ -175,9 +176,43 @@ class TestRows:
         with pytest.raises(VectorsError, match="has 5 rows, the model 4 layers: the vectors are of another model"):
             made_axis(tensor(tmp_path, rows), Said("toward", "layers"), origin())
         axis = made_axis(tensor(tmp_path, rows), Said("toward", "embeddings-first"), origin())
-        torch.testing.assert_close(axis.direction, unit(rows[1:]))
+        torch.testing.assert_close(axis.direction, unit(rows[1:4]))
         assert axis.metadata["imported"]["rows"]["value"] == "embeddings-first"
         assert axis.metadata["imported"]["rows"]["by"] == "said"
+
+    def test_the_row_after_the_final_norm_is_taken_where_it_is_asked_for(self, tmp_path):
+        rows = axis_rows(layers=LAYERS + 1)
+        save_file({f"layers.{i}": row.clone() for i, row in enumerate(rows)}, tmp_path / "named")
+        for found in (tensor(tmp_path, rows), read(tmp_path / "named")):
+            axis = made_axis(found, Said("toward", "embeddings-first"), origin())
+            assert axis.layers == (0, 1, 2)
+            assert "layer 3 is left out, since output_hidden_states" in "".join(axis.metadata["notes"])
+            whole = made_axis(found, Said("toward", "embeddings-first", (0, 3)), origin())
+            torch.testing.assert_close(whole.direction, unit(rows[[1, 4]]))
+            assert "layer 3 was asked for; output_hidden_states" in "".join(whole.metadata["notes"])
+            some = made_axis(found, Said("toward", "embeddings-first", (0, 1)), origin())
+            assert "output_hidden_states" not in "".join(some.metadata["notes"])
+        late = read(gguf_file(tmp_path / "v", {n: rows[n].numpy() for n in range(1, LAYERS + 1)}))
+        assert made_axis(late, Said("toward", "embeddings-first"), origin()).layers == (0, 1, 2, 3)
+        save_file({"layers.4": rows[4].clone()}, tmp_path / "named")
+        with pytest.raises(VectorsError, match="holds the last layer alone, .* say --layers 3"):
+            made_axis(read(tmp_path / "named"), Said("toward", "embeddings-first"), origin())
+
+    def test_the_row_left_out_is_no_output_of_a_layer(self, tmp_path, new_model):
+        """What persona vectors are made of, read from a model whose final norm is not uniform."""
+        model = new_model("llama")
+        with torch.no_grad():
+            model.model.norm.weight.copy_(torch.linspace(0.1, 3, HIDDEN))
+        seen = {}
+        tokens = torch.arange(24).view(2, 12)
+        with torch.no_grad(), reading(model, range(LAYERS), lambda layer, h: seen.update({layer: h.clone()})):
+            given = model(tokens, output_hidden_states=True).hidden_states
+        rows = torch.stack([h[0].mean(0) - h[1].mean(0) for h in given])
+        axis = made_axis(tensor(tmp_path, rows), Said("toward", "embeddings-first"), origin())
+        read_off = unit(torch.stack([seen[layer][0].mean(0) - seen[layer][1].mean(0) for layer in range(LAYERS)]))
+        assert axis.layers == tuple(range(LAYERS - 1))
+        torch.testing.assert_close(axis.direction, read_off[:-1])
+        assert float(unit(rows[-1:])[0] @ read_off[-1]) < 0.99
 
     def test_as_many_rows_as_layers_with_the_embeddings_first(self, tmp_path):
         axis = made_axis(tensor(tmp_path), Said("toward", "embeddings-first"), origin())
@@ -186,7 +221,7 @@ class TestRows:
     def test_row_zero_of_the_embeddings_may_be_zero(self, tmp_path):
         rows = axis_rows(layers=LAYERS + 1)
         rows[0] = 0
-        assert made_axis(tensor(tmp_path, rows), Said("toward", "embeddings-first"), origin()).layers == (0, 1, 2, 3)
+        assert made_axis(tensor(tmp_path, rows), Said("toward", "embeddings-first"), origin()).layers == (0, 1, 2)
 
     def test_other_counts_need_the_layer_of_each_row(self, tmp_path):
         two = tensor(tmp_path, axis_rows()[:2])
