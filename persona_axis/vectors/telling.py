@@ -165,7 +165,7 @@ def _without_normed(where: str, said: Said, wanted: tuple[int, ...], last: int) 
     if said.layers is not None:
         return wanted, f"; layer {last} was asked for; {why}" if last in wanted else ""
     if wanted == (last,):
-        raise VectorsError(f"{where}: holds the last layer alone, and {why}: say --layers {last} to take it nonetheless")
+        raise VectorsError(f"{where}: holds the last layer alone, and {why}: say --layers {last} to take it")
     return wanted[:-1], f"; layer {last} is left out, since {why} (--layers takes it)"
 
 
