@@ -23,7 +23,10 @@ _OWN = re.compile(r"layer_(\d{1,6})/(floor|ceiling)")
 """What `exporting.cap_to_dict` calls its vectors."""
 _BYTES = 8
 """A file has more for each clamp. One list named many times in a pickle would make millions of a few."""
-_PARALLEL = 1e-4  # 1 - |cos| of two vectors that are one direction stored twice
+_SAME = 4 * float(np.finfo(np.float32).eps)
+"""How far unit vectors lie apart at most that are one, scaled and stored in float32 twice. Farther ones are two
+directions, and a cap along one would not do what the published formula does."""
+_INTERVENTION = ("vector", "layer", "layers", "cap")
 
 
 class Bounds(NamedTuple):
@@ -117,17 +120,26 @@ def bounds_of(where: str, clamps: Sequence[Clamp], points: Points) -> Bounds:
         norms.append(norm)
         turn = clamp.turn if own else 1 if points == "toward" else -1
         held = rows.setdefault(clamp.layer, turn * row)
-        cosine = float(held @ row)
-        if 1 - abs(cosine) > _PARALLEL:
+        along = float(held @ row) > 0
+        apart = _apart(held, row if along else -row)
+        if apart > _SAME:
+            degrees = np.degrees(2 * np.arcsin(apart / 2))
             raise VectorsError(
-                f"{where}: layer {clamp.layer} is clamped along two directions (cosine {cosine:.3f}); a cap holds one "
-                "direction a layer: split the experiment and nest two caps"
+                f"{where}: layer {clamp.layer} is clamped along two directions, {degrees:.3g} degrees apart; a cap has "
+                "one direction a layer: split the experiment and nest two caps"
             )
-        if cosine > 0:  # <h, held> <= cap
+        if along:  # <h, held> <= cap
             ceilings[clamp.layer] = min(clamp.cap, ceilings.get(clamp.layer, np.inf))
         else:  # <h, -held> <= cap
             floors[clamp.layer] = max(-clamp.cap, floors.get(clamp.layer, -np.inf))
     layers = tuple(sorted(rows))
+    for layer in layers:
+        low, high = floors.get(layer, -np.inf), ceilings.get(layer, np.inf)
+        if low > high:
+            raise VectorsError(
+                f"{where}: layer {layer} is clamped past itself from both sides: at least {low:g} and at most "
+                f"{high:g} along one direction; no cap does that"
+            )
     return Bounds(
         layers,
         np.stack([rows[layer] for layer in layers]),
@@ -135,6 +147,11 @@ def bounds_of(where: str, clamps: Sequence[Clamp], points: Points) -> Bounds:
         np.array([ceilings.get(layer, np.inf) for layer in layers]),
         tuple(norms),
     )
+
+
+def _apart(one: Rows, other: Rows) -> float:
+    """The distance of two directions, their lengths made 1: a row kept as it was stored is so only to float32."""
+    return float(np.linalg.norm(one / np.linalg.norm(one) - other / np.linalg.norm(other)))
 
 
 def _clamps(
@@ -145,6 +162,10 @@ def _clamps(
         raise VectorsError(f"{at}: an intervention is a {type(entry).__name__}; expected a dictionary")
     if "cap" not in entry:
         return []
+    unknown = [key for key in entry if key not in _INTERVENTION]
+    if unknown:
+        known = ", ".join(_INTERVENTION)
+        raise VectorsError(f"{at}: an intervention has the unknown key {quoted(unknown[0])}; caps hold {known}")
     name = entry.get("vector")
     if not isinstance(name, str) or name not in vectors:
         raise VectorsError(f"{at}: an intervention names the vector {quoted(name)}, which 'vectors' does not hold")

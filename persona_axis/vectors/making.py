@@ -83,7 +83,8 @@ def made_cap(
             )
         if clamp.vector.shape[-1] != origin.model["hidden_size"]:
             raise VectorsError(_width(clamps.where, clamp.vector.shape[-1], origin.model["hidden_size"]))
-    away = bounds_of(clamps.where, held, "away")
+    at = f"{clamps.where}: experiment {name!r}"
+    away = bounds_of(at, held, "away")
     if exported(held):
         how = "the names of its vectors tell how the cap's directions lie: ceilings along them, floors against them"
         known, vectors = Settled("as exported", "file", how), away.direction
@@ -92,7 +93,7 @@ def made_cap(
         known, vectors = Settled("away", "layout", how), -away.direction
     sign = _clamped_sign(clamps.where, said, known, vectors, away.layers, check)
     points: Points = "toward" if sign.value == "toward" else "away"
-    bounds = bounds_of(clamps.where, held, points)
+    bounds = bounds_of(at, held, points)
     layers = Settled("layers", "layout", "the layout numbers decoder layers from 0; a layer is its output")
     if said.rows is not None:
         layers = Settled(said.rows, "said", "said with --rows")

@@ -404,8 +404,39 @@ class TestClamps:
         both = bounds_of("x", [Clamp(1, -v, 0.5), Clamp(1, 3 * v, 2.0), Clamp(1, -v, 0.25)], "away")
         assert both.floor.tolist() == [-0.25] and both.ceiling.tolist() == [2.0]
         np.testing.assert_array_equal(both.direction, [v])
-        with pytest.raises(VectorsError, match=r"layer 1 is clamped along two directions \(cosine"):
+        with pytest.raises(VectorsError, match=r"layer 1 is clamped along two directions, 90 degrees"):
             bounds_of("x", [Clamp(1, v, 0.5), Clamp(1, np.eye(4)[1], 0.5)], "away")
+
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_one_vector_stored_twice(self, tmp_path, dtype):
+        """What is taken for one direction gives what the published formula gives, to rounding."""
+        random = np.random.default_rng(0)
+        v = torch.tensor(random.normal(size=HIDDEN), dtype=dtype)
+        hidden = torch.tensor(random.normal(size=(500, HIDDEN)) * 20)
+        beside = torch.tensor(random.normal(size=HIDDEN))
+        beside -= (beside @ v.double()) / v.double().norm() ** 2 * v.double()
+        copies = [v.clone(), -2 * v, v.float() * 3.7, -unit(v[None])[0]]
+        for copy in copies:
+            held = {"vectors": {"a": {"layer": 2, "vector": v}, "b": {"layer": 2, "vector": copy}}, "experiments": [
+                {"id": "e", "interventions": [{"vector": "a", "cap": 6.0}, {"vector": "b", "cap": 5.0}]}]}  # fmt: skip
+            cap = made_cap(read(saved(tmp_path / "c.pt", held)), None, Said(), origin())
+            bounds = [None if bound is None else bound[0] for bound in (cap.floor, cap.ceiling)]
+            theirs = published_clamp(published_clamp(hidden, v.double(), 6.0), copy.double(), 5.0)
+            torch.testing.assert_close(clamped(hidden, cap.direction[0], *bounds), theirs, rtol=1e-6, atol=1e-4)
+        for degrees in (0.7, 0.05, 1e-3, 1e-4):
+            turned = v.double() + beside / beside.norm() * v.double().norm() * np.tan(np.radians(degrees))
+            held["vectors"]["b"]["vector"] = -turned
+            said = rf"experiment 'e': layer 2 is clamped along two directions, {degrees:.1g}\d* degrees apart"
+            with pytest.raises(VectorsError, match=said):
+                made_cap(read(saved(tmp_path / "c.pt", held)), None, Said(), origin())
+
+    def test_bounds_that_cross_are_named(self, tmp_path):
+        v = axis_rows()[2]
+        held = {"vectors": {"a": {"layer": 2, "vector": v}, "b": {"layer": 2, "vector": -2 * v}}, "experiments": [
+            {"id": "e", "interventions": [{"vector": "a", "cap": -0.5}, {"vector": "b", "cap": -1.0}]}]}  # fmt: skip
+        with pytest.raises(VectorsError, match=r"c.pt: experiment 'e': layer 2 .* at least 0.5 and at most -1 along"):
+            made_cap(read(saved(tmp_path / "c.pt", held)), None, Said(), origin())
 
 
 class TestUnits:

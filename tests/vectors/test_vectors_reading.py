@@ -314,6 +314,7 @@ BAD_CAPPING = {
     "cap NaN": (intervention(cap=float("nan")), "cap: 'nan' is no finite number"),
     "cap text": (intervention(cap="low"), "cap: 'low' is no finite number"),
     "cap tensor": (intervention(cap=torch.ones(1)), "is no finite number"),
+    "positions": (intervention(positions="last"), "0.25': an intervention has the unknown key 'positions'; caps hold"),
     "no cap": (intervention(cap=[]), "cap: is empty"),
     "layer": (intervention(layers=[3]), "is of layer 1 and is used at layers"),
     "negative": (intervention(layers=[-1]), "layers: '-1' is no layer"),
