@@ -119,7 +119,7 @@ def cap_to_gguf(cap: Cap, path: str | os.PathLike[str], axis: Axis | None = None
     """A control vector that stands nearest to the cap. It is no cap: llama.cpp can only add.
 
     With the cap's `axis` each row is as long as the cap's mean push at that layer on tokens of replies in role, so
-    that strength 1 / (number of layers) moves them as far on average; without, rows are unit. The file says that its
+    that strength 1 / (number of rows) moves them as far on average; without, rows are unit. The file says that its
     rows point toward the Assistant only where the axis shows it: a cap's direction may be a trait's, and a ceiling
     pushes away. Raises `VectorsError` as `axis_to_gguf` and `mean_pushes` do.
     """
@@ -131,14 +131,14 @@ def cap_to_gguf(cap: Cap, path: str | os.PathLike[str], axis: Axis | None = None
         notes.append("which strength stands nearest to the cap is told with --axis, the axis file it was made from")
     else:
         pushes = mean_pushes(cap, axis)
-        kept = [push for layer, push in zip(cap.layers, pushes, strict=True) if layer]
-        if not np.any(kept):
+        kept = [push for layer, push in zip(cap.layers, pushes, strict=True) if layer and push]
+        if not kept:
             raise VectorsError(f"the cap moves no token of {DISTRIBUTION} in {axis.source}: there is nothing to add")
-        rows, toward = rows * pushes[:, None], min(kept) >= 0
+        rows, toward = rows * pushes[:, None], min(kept) > 0
         told = ", ".join(f"{layer}: {push:.3g}" for layer, push in zip(cap.layers, pushes, strict=True))
         notes.append(f"rows are as long as the cap's mean push on {DISTRIBUTION} (layer {told})")
         notes.append(
-            f"strength {1 / max(1, len(kept)):.3g} stands nearest to the cap: what is added at one layer is carried on "
+            f"strength {1 / len(kept):.3g} stands nearest to the cap: what is added at one layer is carried on "
             "to the next, so the layers share one push; try it against the cap before relying on it"
         )
     used = np.flatnonzero(np.linalg.norm(rows, axis=1))

@@ -205,6 +205,15 @@ class TestCap:
         assert "--axis" in "".join(alone)
         np.testing.assert_allclose(read(tmp_path / "c.gguf").rows, ruler.direction[1:2].numpy(), atol=1e-6)
 
+    def test_the_strength_counts_the_layers_that_are_written(self, tmp_path):
+        ruler = axis()
+        cap = ruler.cap([0, 1, 2, 3], floor=[0.0, 0.0, -9.0, 0.5])
+        notes = "\n".join(exporting.cap_to_gguf(cap, tmp_path / "c.gguf", ruler))
+        found = read(tmp_path / "c.gguf")
+        assert found.index == (1, 3) and "strength 0.5 stands nearest" in notes
+        with pytest.raises(VectorsError, match="moves no token"):
+            exporting.cap_to_gguf(ruler.cap([0, 2], floor=[0.0, -9.0]), tmp_path / "d.gguf", ruler)
+
     def test_a_ceiling_pushes_down(self, tmp_path):
         ruler = axis()
         exporting.cap_to_gguf(ruler.cap([1], ceiling=0.0), tmp_path / "c.gguf", ruler)
