@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,10 @@ def found_in_directory(path: Path, default: Found | None = None) -> Found:
     roles: dict[str, Rows] = {}
     bare: list[str] = []
     defaults: list[Rows] = [] if default is None else [default.rows]
-    given = None if default is None else Path(default.where).resolve()
+    given = None if default is None else os.path.realpath(default.where)
     shape = None if default is None else default.rows.shape
     for file in files:
-        if file.resolve() == given:
+        if os.path.realpath(file) == given:
             continue
         raw = read_bytes(file)
         held = read_torch(str(file), raw)
