@@ -8,6 +8,7 @@ h - v * max(<h, v> - tau, 0). Here a floor holds it from below along the axis it
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -206,7 +207,7 @@ def _numbers(at: str, name: str, value: Any, kind: type) -> list[Any]:
     items = list(value) if isinstance(value, list | tuple) else [value]
     for item in items:
         right = type(item) is int and 0 <= item < 2**31 if kind is int else type(item) in (int, float)
-        if not right or (kind is float and not abs(item) < float("inf")):
+        if not right or (kind is float and not abs(item) <= sys.float_info.max):
             raise VectorsError(f"{at}: {name}: {quoted(item)} is no {'layer' if kind is int else 'finite number'}")
     if not items:
         raise VectorsError(f"{at}: {name}: is empty")

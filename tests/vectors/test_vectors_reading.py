@@ -98,6 +98,9 @@ class TestForms:
             np.testing.assert_allclose(held.rows, axis_rows().numpy(), atol=1e-6)
         whole = roles_directory(tmp_path / "whole")
         assert found(whole, whole / "default.pt").about == {"default_vectors": 1, "role_vectors": 5}
+        (folder / "zz.pt").symlink_to("zz.pt")
+        with pytest.raises(VectorsError, match="zz.pt: cannot be read"):
+            read(folder, own)
         only = tmp_path / "only"
         only.mkdir()
         with pytest.raises(VectorsError, match="holds no role vectors, only the default"):
@@ -315,6 +318,7 @@ BAD_CAPPING = {
     "cap text": (intervention(cap="low"), "cap: 'low' is no finite number"),
     "cap tensor": (intervention(cap=torch.ones(1)), "is no finite number"),
     "positions": (intervention(positions="last"), "0.25': an intervention has the unknown key 'positions'; caps hold"),
+    "cap beyond floats": (intervention(cap=10**400), "cap: a int is no finite number"),
     "no cap": (intervention(cap=[]), "cap: is empty"),
     "layer": (intervention(layers=[3]), "is of layer 1 and is used at layers"),
     "negative": (intervention(layers=[-1]), "layers: '-1' is no layer"),
