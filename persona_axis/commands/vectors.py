@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from persona_axis.commands.options import layers, load_model, loading_options, refuse_overwriting, slug
 from persona_axis.commands.terminal import debuggable
@@ -51,6 +52,10 @@ def import_(file: Path, model: str, revision: str | None, dtype: str, device_map
         raise click.UsageError("--check-rows goes with --check")
     if config_only and try_roles:
         raise click.UsageError("--try-roles needs the model's weights: leave out --config-only")
+    given = click.get_current_context().get_parameter_source
+    for name in ("stack", "device_map", "dtype"):
+        if config_only and given(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} says how to load weights, which --config-only does not")
 
     from persona_axis.vectors.found import Clamps
     from persona_axis.vectors.making import Origin, check_of, made_axis, made_cap

@@ -16,6 +16,8 @@ from persona_axis.vectors.found import Found, checked_rows
 
 NPY_MAGIC = b"\x93NUMPY"
 _NUMBERED = re.compile(r"(.*?)(\d{1,6})")
+_LAYER = re.compile(r"(?:.*[._/-])?layers?[._/-]?\d{1,6}", re.IGNORECASE)
+"""A name whose number is a layer's even where no other name shows what it counts: `evil_v2` or `bf16` is not one."""
 
 
 def found_in_npy(where: str, raw: bytes) -> Found:
@@ -35,7 +37,7 @@ def found_in_safe(where: str, file: SafeFile) -> Found:
     if len(file.arrays) == 1:
         ((name, values),) = file.arrays.items()
         rows = checked_rows(where, f"tensor {name[:60]!r}", values)
-        if values.ndim == 2 or _NUMBERED.fullmatch(name) is None:
+        if values.ndim == 2 or _LAYER.fullmatch(name) is None:
             return Found(where, "safetensors", rows, tuple(range(len(rows))) if values.ndim == 2 else None)
     return _numbered(where, file)
 

@@ -8,6 +8,7 @@ h - v * max(<h, v> - tau, 0). Here a floor holds it from below along the axis it
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +20,14 @@ from persona_axis.vectors.torchfile import tensor_rows
 from persona_axis.vectors.units import unit
 
 _WINDOW = re.compile(r"layers_(\d{1,6}):(\d{1,6})(?:-.*)?")
+_OWN = re.compile(r"layer_(\d{1,6})/(floor|ceiling)")
+"""What `exporting.cap_to_dict` calls its vectors."""
 _BYTES = 8
 """A file has more for each clamp. One list named many times in a pickle would make millions of a few."""
-_PARALLEL = 1e-4  # 1 - |cos| of two vectors that are one direction stored twice
+_SAME = 4 * float(np.finfo(np.float32).eps)
+"""How far unit vectors lie apart at most that are one, scaled and stored in float32 twice. Farther ones are two
+directions, and a cap along one would not do what the published formula does."""
+_INTERVENTION = ("vector", "layer", "layers", "cap")
 
 
 class Bounds(NamedTuple):
@@ -94,12 +100,18 @@ def chosen(clamps: Clamps, experiment: str | None) -> tuple[str, tuple[Clamp, ..
     return experiment, held
 
 
+def exported(clamps: Sequence[Clamp]) -> bool:
+    """Whether the names of all their vectors say how they lie to the direction of the cap they were exported from."""
+    return all(clamp.turn for clamp in clamps)
+
+
 def bounds_of(where: str, clamps: Sequence[Clamp], points: Points) -> Bounds:
     """The same edits as floors and ceilings on directions toward the Assistant; `points` says where the vectors do.
 
-    Raises `VectorsError` where one layer is clamped along different directions, which a cap cannot express.
+    Those of an exported cap get its directions again, wherever they point. Raises `VectorsError` where one layer is
+    clamped along different directions, which a cap cannot express.
     """
-    turn = 1.0 if points == "toward" else -1.0
+    own = exported(clamps)
     rows: dict[int, Rows] = {}
     floors: dict[int, float] = {}
     ceilings: dict[int, float] = {}
@@ -107,18 +119,28 @@ def bounds_of(where: str, clamps: Sequence[Clamp], points: Points) -> Bounds:
     for clamp in clamps:
         (row,), (norm,) = unit(clamp.vector[None], f"{where}: the vector of layer {clamp.layer}")
         norms.append(norm)
+        turn = clamp.turn if own else 1 if points == "toward" else -1
         held = rows.setdefault(clamp.layer, turn * row)
-        cosine = float(held @ row)
-        if 1 - abs(cosine) > _PARALLEL:
+        along = float(held @ row) > 0
+        apart = _apart(held, row if along else -row)
+        if apart > _SAME:
+            degrees = np.degrees(2 * np.arcsin(apart / 2))
             raise VectorsError(
-                f"{where}: layer {clamp.layer} is clamped along two directions (cosine {cosine:.3f}); a cap holds one "
-                "direction a layer: split the experiment and nest two caps"
+                f"{where}: layer {clamp.layer} is clamped along two directions, {degrees:.3g} degrees apart; a cap has "
+                "one direction a layer: split the experiment and nest two caps"
             )
-        if cosine > 0:  # <h, held> <= cap
+        if along:  # <h, held> <= cap
             ceilings[clamp.layer] = min(clamp.cap, ceilings.get(clamp.layer, np.inf))
         else:  # <h, -held> <= cap
             floors[clamp.layer] = max(-clamp.cap, floors.get(clamp.layer, -np.inf))
     layers = tuple(sorted(rows))
+    for layer in layers:
+        low, high = floors.get(layer, -np.inf), ceilings.get(layer, np.inf)
+        if low > high:
+            raise VectorsError(
+                f"{where}: layer {layer} is clamped past itself from both sides: at least {low:g} and at most "
+                f"{high:g} along one direction; no cap does that"
+            )
     return Bounds(
         layers,
         np.stack([rows[layer] for layer in layers]),
@@ -126,6 +148,11 @@ def bounds_of(where: str, clamps: Sequence[Clamp], points: Points) -> Bounds:
         np.array([ceilings.get(layer, np.inf) for layer in layers]),
         tuple(norms),
     )
+
+
+def _apart(one: Rows, other: Rows) -> float:
+    """The distance of two directions, their lengths made 1: a row kept as it was stored is so only to float32."""
+    return float(np.linalg.norm(one / np.linalg.norm(one) - other / np.linalg.norm(other)))
 
 
 def _clamps(
@@ -136,6 +163,10 @@ def _clamps(
         raise VectorsError(f"{at}: an intervention is a {type(entry).__name__}; expected a dictionary")
     if "cap" not in entry:
         return []
+    unknown = [key for key in entry if key not in _INTERVENTION]
+    if unknown:
+        known = ", ".join(_INTERVENTION)
+        raise VectorsError(f"{at}: an intervention has the unknown key {quoted(unknown[0])}; caps hold {known}")
     name = entry.get("vector")
     if not isinstance(name, str) or name not in vectors:
         raise VectorsError(f"{at}: an intervention names the vector {quoted(name)}, which 'vectors' does not hold")
@@ -150,8 +181,10 @@ def _clamps(
     if len(caps) not in (1, len(layers)) or len(rows) not in (1, len(layers)):
         raise VectorsError(f"{at}: {len(layers)} layers, {len(caps)} caps and {len(rows)} rows do not go together")
     several = len(layers)
+    written = _OWN.fullmatch(name)
+    turn = 0 if written is None or own != int(written[1]) else -1 if written[2] == "floor" else 1
     return [
-        Clamp(layers[i], rows[i if len(rows) == several else 0], float(caps[i if len(caps) == several else 0]))
+        Clamp(layers[i], rows[i if len(rows) == several else 0], float(caps[i if len(caps) == several else 0]), turn)
         for i in range(several)
     ]
 
@@ -174,7 +207,7 @@ def _numbers(at: str, name: str, value: Any, kind: type) -> list[Any]:
     items = list(value) if isinstance(value, list | tuple) else [value]
     for item in items:
         right = type(item) is int and 0 <= item < 2**31 if kind is int else type(item) in (int, float)
-        if not right or (kind is float and not abs(item) < float("inf")):
+        if not right or (kind is float and not abs(item) <= sys.float_info.max):
             raise VectorsError(f"{at}: {name}: {quoted(item)} is no {'layer' if kind is int else 'finite number'}")
     if not items:
         raise VectorsError(f"{at}: {name}: is empty")

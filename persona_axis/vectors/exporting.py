@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def axis_to_gguf(axis: Axis, path: str | os.PathLike[str], layers: Iterable[int]
     """
     wanted = axis.layers if layers is None else tuple(layers)
     rows = np.stack([axis.arrays["direction"][axis.row(layer)] for layer in wanted]).astype(np.float64)
-    notes = _write_gguf(path, wanted, rows, axis.metadata)
+    notes = _write_gguf(path, wanted, rows, axis.metadata, CONVENTIONS)
     notes.append("rows are unit vectors: a strength is a length in the residual stream, positive toward the Assistant")
     if "mean_norm" in axis.arrays:
         norms = [float(axis.arrays["mean_norm"][axis.row(layer)]) for layer in wanted if layer]
@@ -92,7 +92,8 @@ def axis_to_gguf(axis: Axis, path: str | os.PathLike[str], layers: Iterable[int]
 def cap_to_dict(cap: Cap, path: str | os.PathLike[str]) -> list[str]:
     """The published capping configuration: `vectors` and one experiment that does exactly what the cap does.
 
-    A floor becomes a clamp from above along the negated direction. Raises `VectorsError` for bounds that differ from
+    A floor becomes a clamp from above along the negated direction; the names of the vectors tell `import` which were
+    floors, so that it gives the same directions and bounds. Raises `VectorsError` for bounds that differ from
     row to row of a batch, which that form does not know.
     """
     vectors: dict[str, Any] = {}
@@ -109,35 +110,45 @@ def cap_to_dict(cap: Cap, path: str | os.PathLike[str]) -> list[str]:
     window = at == list(range(at[0], at[-1] + 1))
     name = f"layers_{at[0]}:{at[-1] + 1}" if window else "layers-" + "-".join(map(str, at))
     _save_torch(path, {"vectors": vectors, "experiments": [{"id": name, "interventions": interventions}]})
-    return [f"experiment {name!r}; a floor is written as a clamp from above along the negated direction"]
+    idle = [str(layer) for layer in cap.layers if layer not in at]
+    notes = [f"nothing is bounded at layers {', '.join(idle)}, which are left out"] if idle else []
+    return [*notes, f"experiment {name!r}; a floor is written as a clamp from above along the negated direction"]
 
 
 def cap_to_gguf(cap: Cap, path: str | os.PathLike[str], axis: Axis | None = None) -> list[str]:
     """A control vector that stands nearest to the cap. It is no cap: llama.cpp can only add.
 
     With the cap's `axis` each row is as long as the cap's mean push at that layer on tokens of replies in role, so
-    that strength 1 / (number of layers) moves them as far on average; without, rows are unit. Raises `VectorsError`
-    as `axis_to_gguf` and `mean_pushes` do.
+    that strength 1 / (number of rows) moves them as far on average; without, rows are unit. The file says that its
+    rows point toward the Assistant only where the axis shows it: a cap's direction may be a trait's, and a ceiling
+    pushes away. Raises `VectorsError` as `axis_to_gguf` and `mean_pushes` do.
     """
     _require_one_bound(cap)
     rows = cap.direction.double().numpy()
+    kept, toward = [0.0], False
     notes = ["a cap cannot be expressed: llama.cpp adds the same to every token, inside the bounds or not"]
     if axis is None:
         notes.append("which strength stands nearest to the cap is told with --axis, the axis file it was made from")
     else:
         pushes = mean_pushes(cap, axis)
-        kept = [push for layer, push in zip(cap.layers, pushes, strict=True) if layer]
-        if not np.any(kept):
+        kept = [push for layer, push in zip(cap.layers, pushes, strict=True) if layer and push]
+        if not kept:
             raise VectorsError(f"the cap moves no token of {DISTRIBUTION} in {axis.source}: there is nothing to add")
-        rows = rows * pushes[:, None]
+        rows, toward = rows * pushes[:, None], min(kept) > 0
         told = ", ".join(f"{layer}: {push:.3g}" for layer, push in zip(cap.layers, pushes, strict=True))
         notes.append(f"rows are as long as the cap's mean push on {DISTRIBUTION} (layer {told})")
         notes.append(
-            f"strength {1 / max(1, len(kept)):.3g} stands nearest to the cap: what is added at one layer is carried on "
+            f"strength {1 / len(kept):.3g} stands nearest to the cap: what is added at one layer is carried on "
             "to the next, so the layers share one push; try it against the cap before relying on it"
         )
     used = np.flatnonzero(np.linalg.norm(rows, axis=1))
-    return _write_gguf(path, tuple(cap.layers[i] for i in used), rows[used], cap.facts) + notes
+    stated = CONVENTIONS if toward else {"layer": CONVENTIONS["layer"]}
+    if not toward:
+        notes.append(
+            "the file does not say where its rows point, seen from the Assistant"
+            + ("; some point toward it and some away" if min(kept) < 0 < max(kept) else "")
+        )
+    return _write_gguf(path, tuple(cap.layers[i] for i in used), rows[used], cap.facts, stated) + notes
 
 
 def _padded(axis: Axis) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[str]]:
@@ -148,7 +159,9 @@ def _padded(axis: Axis) -> tuple[np.ndarray[Any, np.dtype[np.float32]], list[str
     return rows, [f"the axis has {told_layers(axis.layers)} of {axis.num_layers}; the other rows are zeros"]
 
 
-def _write_gguf(path: str | os.PathLike[str], layers: tuple[int, ...], rows: Rows, about: Any) -> list[str]:
+def _write_gguf(
+    path: str | os.PathLike[str], layers: tuple[int, ...], rows: Rows, about: Any, stated: Mapping[str, str]
+) -> list[str]:
     try:
         from gguf import GGUFWriter
     except ImportError:
@@ -161,7 +174,7 @@ def _write_gguf(path: str | os.PathLike[str], layers: tuple[int, ...], rows: Row
         writer = GGUFWriter(made, "controlvector")
         writer.add_string("controlvector.model_hint", str(about.get("architecture") or "unknown"))
         writer.add_int32("controlvector.layer_count", len(kept))
-        writer.add_string(OWN_KEY, json.dumps(CONVENTIONS, sort_keys=True))
+        writer.add_string(OWN_KEY, json.dumps(stated, sort_keys=True))
         for layer, row in kept:
             writer.add_tensor(f"direction.{layer}", np.ascontiguousarray(row, dtype=np.float32))
         writer.write_header_to_file()

@@ -54,6 +54,8 @@ class Found:
     """Where the rows point, if the file or its form says so."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Remarks of the file, for the record."""
+    states_layers: bool = False
+    """Whether the file says that number r is the output of layer r, as exports of ours do."""
     unclear: str = ""
     """Which tools mean different layers by these numbers, and what to say of the files of each."""
 
@@ -67,6 +69,8 @@ class Clamp(NamedTuple):
     """[hidden], of any length."""
     cap: float
     """In units of the residual stream."""
+    turn: int = 0
+    """1 along the direction of the cap that it was exported from, -1 against it; 0 where the file does not say."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from persona_axis.vectors.found import Found, Settled, checked_rows, quoted, rem
 
 GGUF_MAGIC = b"GGUF"
 OWN_KEY = "persona_axis.conventions"
-"""Where an export of ours states its conventions."""
+"""Where an export of ours states its conventions: of layers always, of the sign where it is known."""
 
 _UNCLEAR = (
     "does not say how its vectors are numbered: in files of repeng direction.N was measured on the output of layer N "
@@ -76,10 +76,13 @@ def found_in_gguf(where: str, raw: bytes) -> Found:
     parts = [checked_rows(where, f"direction.{number}", rows[number], ranks=(1,)) for number in index]
     if len({part.shape for part in parts}) != 1:
         raise VectorsError(f"{where}: its directions differ in width")
-    sign = _sign(stated)
+    own = _own(stated)
+    states_layers, sign = own.get("layer") == CONVENTIONS["layer"], None
+    if states_layers and own.get("sign") == CONVENTIONS["sign"]:
+        sign = Settled("toward", "file", f"the file says that {CONVENTIONS['sign']}")
     return Found(
         where, "gguf control vector", np.concatenate(parts), index, named=True, sign=sign, about=remarks(stated),
-        unclear=_UNCLEAR if sign is None else "",
+        states_layers=states_layers, unclear="" if states_layers else _UNCLEAR,
     )  # fmt: skip
 
 
@@ -102,14 +105,12 @@ def _number(where: str, name: str) -> int:
     return int(match[1])
 
 
-def _sign(stated: dict[str, Any]) -> Settled | None:
+def _own(stated: dict[str, Any]) -> dict[str, Any]:
     try:
         own = json.loads(stated.get(OWN_KEY) or "null")
     except (ValueError, TypeError, RecursionError):
-        return None
-    if own != CONVENTIONS:
-        return None
-    return Settled("toward", "file", f"the file says that {CONVENTIONS['sign']}")
+        return {}
+    return own if isinstance(own, dict) else {}
 
 
 class _Walk:

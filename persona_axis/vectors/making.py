@@ -9,7 +9,7 @@ import numpy as np
 
 from persona_axis.axis import Axis
 from persona_axis.errors import VectorsError
-from persona_axis.vectors.clamps import bounds_of, chosen
+from persona_axis.vectors.clamps import bounds_of, chosen, exported
 from persona_axis.vectors.found import Clamps, Found, Points, Rows, Settled
 from persona_axis.vectors.telling import Placed, RowsAre, Said, located, placed, pointing, proven
 from persona_axis.vectors.units import lengths, unit
@@ -60,13 +60,19 @@ def made_cap(
     """The cap that does what an experiment of a published capping configuration does.
 
     Its vectors point away from the Assistant by the layout's convention unless `said` or `check` tells otherwise; the
-    edit is the same vector either way. Raises `VectorsError` as `made_axis` does.
+    edit is the same vector either way. An export of ours gives the cap's own directions again. Raises
+    `VectorsError` as `made_axis` does.
     """
     from persona_axis.cap import Cap
 
     if said.layers is not None:
         raise VectorsError(f"{clamps.where}: is a capping configuration, which names its layers; leave out --layers")
     name, held = chosen(clamps, experiment)
+    if exported(held) and (said.sign or said.rows == "embeddings-first"):
+        raise VectorsError(
+            f"{clamps.where}: experiment {name!r} was exported from a cap, as the names of its vectors say: it has "
+            "that cap's layers and directions; leave out --sign and --rows"
+        )
     if said.rows == "embeddings-first":
         held = tuple(clamp._replace(layer=clamp.layer - 1) for clamp in held)
     for clamp in held:
@@ -77,10 +83,17 @@ def made_cap(
             )
         if clamp.vector.shape[-1] != origin.model["hidden_size"]:
             raise VectorsError(_width(clamps.where, clamp.vector.shape[-1], origin.model["hidden_size"]))
-    away = bounds_of(clamps.where, held, "away")
-    sign = _clamped_sign(clamps.where, said, away.direction, away.layers, check)
+    at = f"{clamps.where}: experiment {name!r}"
+    away = bounds_of(at, held, "away")
+    if exported(held):
+        how = "the names of its vectors tell how the cap's directions lie: ceilings along them, floors against them"
+        known, vectors = Settled("as exported", "file", how), away.direction
+    else:
+        how = "the layout clamps from above along the negated axis"
+        known, vectors = Settled("away", "layout", how), -away.direction
+    sign = _clamped_sign(clamps.where, said, known, vectors, away.layers, check)
     points: Points = "toward" if sign.value == "toward" else "away"
-    bounds = bounds_of(clamps.where, held, points)
+    bounds = bounds_of(at, held, points)
     layers = Settled("layers", "layout", "the layout numbers decoder layers from 0; a layer is its output")
     if said.rows is not None:
         layers = Settled(said.rows, "said", "said with --rows")
@@ -116,15 +129,14 @@ def check_of(found: Axis | Found | Clamps, rows: RowsAre | None, num_layers: int
 
 
 def _clamped_sign(
-    where: str, said: Said, turned: Rows, layers: tuple[int, ...], check: Mapping[int, Rows] | None
+    where: str, said: Said, known: Settled, vectors: Rows, layers: tuple[int, ...], check: Mapping[int, Rows] | None
 ) -> Settled:
-    """Where the vectors of a capping configuration point; `turned` are their negatives."""
-    known = Settled("away", "layout", "the layout clamps from above along the negated axis")
+    """Where the vectors of a capping configuration point, `known` unless it is said or checked."""
     if said.sign is not None:
         known = Settled(said.sign, "said", "said with --sign")
     if check is None:
         return known
-    found = proven(where, -turned, layers, check, "default - mean(roles) of the check")
+    found = proven(where, vectors, layers, check, "default - mean(roles) of the check")
     if said.sign is not None and said.sign != found.value:
         told = f"{said.sign} ({known.how}); {found.value} ({found.how})"
         raise VectorsError(f"{where}: where its vectors point is contradicted: {told}")

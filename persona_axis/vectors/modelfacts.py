@@ -10,7 +10,10 @@ from persona_axis.organism import troupe_path
 from persona_axis.vectors.found import Settled
 
 LOADED = Settled("loaded", "said", "said with --model; its shape was compared with the loaded model, not its weights")
-CONFIGURED = Settled("configuration", "said", "said with --model; its shape was compared with the configuration alone")
+CONFIGURED = Settled(
+    "configuration", "said",
+    "said with --model; its shape was compared with the configuration alone, and no layers were located",
+)  # fmt: skip
 
 
 def config_facts(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -27,7 +30,8 @@ def config_facts(name: str, revision: str | None = None) -> dict[str, Any]:
         "revision": revision or getattr(config, "_commit_hash", None),
         "architecture": str(text.model_type),
         "hidden_size": getattr(text, "hidden_size", None),
-        "num_layers": getattr(text, "num_hidden_layers", None),
+        # A Bart-like decoder's configuration is one of both stacks, whose num_hidden_layers are the encoder's.
+        "num_layers": getattr(text, "decoder_layers", getattr(text, "num_hidden_layers", None)),
     }
     for key in ("hidden_size", "num_layers"):
         if type(facts[key]) is not int or facts[key] <= 0:

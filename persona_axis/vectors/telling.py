@@ -40,12 +40,21 @@ class Placed(NamedTuple):
 
 
 def placed(found: Found, said: Said, num_layers: int) -> Placed:
-    """The layer of each row in a model of `num_layers`. Raises `VectorsError` where it has to be asked."""
+    """The layer of each row in a model of `num_layers`. Raises `VectorsError` where it has to be asked.
+
+    The last of transformers' `output_hidden_states`, where number 0 is the embeddings, has been through the final norm
+    and is no layer's output: it is left out unless `said.layers` names it. GGUF files are not made from that.
+    """
     rows, where = len(found.rows), found.where
     if found.index is None or (said.layers is not None and len(said.layers) == rows < num_layers and not found.named):
         return _by_user(found, said, num_layers)
     if found.unclear and said.rows is None:
         raise VectorsError(f"{where}: {found.unclear}")
+    if found.states_layers and said.rows == "embeddings-first":
+        raise VectorsError(
+            f"{where}: which layers its rows are is contradicted: the file says that number r is the output of layer "
+            "r, from 0; leave out --rows"
+        )
     shift = 1 if said.rows == "embeddings-first" else 0
     if said.rows is None and not found.named and rows == num_layers + 1:
         raise VectorsError(
@@ -60,12 +69,20 @@ def placed(found: Found, said: Said, num_layers: int) -> Placed:
     by_layer = {number - shift: row for row, number in enumerate(found.index) if number >= shift}
     if not by_layer or max(by_layer) >= num_layers:
         past = max(by_layer, default=-1)
-        raise VectorsError(f"{where}: has a row of layer {past}; the model has layers 0 to {num_layers - 1}")
+        counted = said.rows is None and not found.states_layers and past == num_layers
+        raise VectorsError(
+            f"{where}: has a row of layer {past}; the model has layers 0 to {num_layers - 1}"
+            + ("; if number 0 is the embeddings, and 1 the first layer, say --rows embeddings-first" if counted else "")
+        )
     wanted = tuple(sorted(by_layer)) if said.layers is None else said.layers
     missing = [layer for layer in wanted if layer not in by_layer]
     if missing:
         raise VectorsError(f"{where}: --layers {missing[0]}: the file has layers {min(by_layer)} to {max(by_layer)}")
-    return Placed(tuple(by_layer[layer] for layer in wanted), wanted, _settled(found, said))
+    settled, last = _settled(found, said), num_layers - 1
+    if shift and not found.unclear and last in by_layer:
+        wanted, how = _without_normed(where, said, wanted, last)
+        settled = settled._replace(how=settled.how + how)
+    return Placed(tuple(by_layer[layer] for layer in wanted), wanted, settled)
 
 
 def pointing(found: Found, said: Said, rows: Rows, layers: tuple[int, ...], check: Mapping[int, Rows] | None,
@@ -142,6 +159,16 @@ def located(where: str, rows: Rows, at: Placed, check: Mapping[int, Rows]) -> Se
     return at.settled
 
 
+def _without_normed(where: str, said: Said, wanted: tuple[int, ...], last: int) -> tuple[tuple[int, ...], str]:
+    """The layers without the last unless it is asked for, and a remark on it. Raises `VectorsError` for none left."""
+    why = "output_hidden_states gives it after the model's final norm"
+    if said.layers is not None:
+        return wanted, f"; layer {last} was asked for; {why}" if last in wanted else ""
+    if wanted == (last,):
+        raise VectorsError(f"{where}: holds the last layer alone, and {why}: say --layers {last} to take it")
+    return wanted[:-1], f"; layer {last} is left out, since {why} (--layers takes it)"
+
+
 def _by_user(found: Found, said: Said, num_layers: int) -> Placed:
     rows = len(found.rows)
     if said.layers is None:
@@ -161,7 +188,7 @@ def _settled(found: Found, said: Said) -> Settled:
         return Settled("embeddings-first", "said", how)
     if said.rows == "layers":
         return Settled("layers", "said", "said with --rows: number r is the output of layer r, counted from 0")
-    if found.sign is not None and found.sign.by == "file":
+    if found.states_layers:
         return Settled("layers", "file", "the file says that number r is the output of layer r, from 0")
     if found.named:
         return Settled("layers", "assumed", "the file numbers its vectors; number r is taken as the output of layer r")

@@ -82,12 +82,12 @@ def _axis_dict(where: str, held: Mapping[Any, Any], size: int) -> Found:
             raise VectorsError(f"{where}: default_mean and role_mean {shapes} do not fit axis {list(rows.shape)}")
         reference = means[0] - means[1]
     about = remarks(metadata) | remarks({key: held[key] for key in ("n_default", "n_roles") if key in held})
-    index, named = tuple(range(len(rows))), False
-    if metadata.get("row") == CONVENTIONS["layer"]:  # our own export, which says so and pads absent layers with zeros
-        index, named = _own_layers(where, metadata, len(rows)), True
+    index, own = tuple(range(len(rows))), metadata.get("row") == CONVENTIONS["layer"]
+    if own:  # our own export, which pads absent layers with zeros
+        index = _own_layers(where, metadata, len(rows))
         rows = rows[list(index)]
         reference = None if reference is None else reference[list(index)]
-    return Found(where, "axis dictionary", rows, index, named, reference, sign=sign, about=about)
+    return Found(where, "axis dictionary", rows, index, own, reference, sign=sign, about=about, states_layers=own)
 
 
 def _own_layers(where: str, metadata: Mapping[Any, Any], rows: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from test_cli import Ended
+from transformers import BartConfig
 from vectors_factory import HIDDEN, LAYERS, axis_rows, capping, means, roles_directory, saved, torch_bytes, unit
 
 from persona_axis import Axis, Cap, ChatModel
@@ -75,8 +76,8 @@ def test_embeddings_first_as_the_error_proposes(command: Command) -> None:
     option = re.search(r"--rows embeddings-first", asked.err)
     assert option is not None
     done = command("import", "trait.pt", "--model", "./tiny", "--sign", "away", *option[0].split(), "--out", "a")
-    assert done.code == 0 and "embeddings-first" in done.out
-    torch.testing.assert_close(Axis.load("a").direction, -unit(axis_rows(layers=LAYERS + 1))[1:])
+    assert done.code == 0 and "embeddings-first" in done.out and "layer 3 is left out" in " ".join(done.out.split())
+    torch.testing.assert_close(Axis.load("a").direction, -unit(axis_rows(layers=LAYERS + 1))[1:4])
 
 
 def test_roles_and_checks(command: Command) -> None:
@@ -135,6 +136,9 @@ USAGE = {
     "rows": ["import", "v.pt", "--model", "./tiny", "--rows", "first"],
     "two proofs": ["import", "v.pt", "--model", "./tiny", "--check", "v.pt", "--try-roles", 2],
     "no weights to try": ["import", "v.pt", "--model", "./tiny", "--config-only", "--try-roles", 2],
+    "no weights to stack": ["import", "v.pt", "--model", "./tiny", "--config-only", "--stack", "model.layers"],
+    "no weights to place": ["import", "v.pt", "--model", "./tiny", "--config-only", "--device-map", "auto"],
+    "no weights of a type": ["import", "v.pt", "--model", "./tiny", "--config-only", "--dtype", "auto"],
     "no experiments": ["import", "v.pt", "--model", "./tiny", "--experiment", "x"],
     "over itself": ["import", "v.pt", "--model", "./tiny", "--out", "v.pt"],
     "no format": ["export", "axis", "--out", "x"],
@@ -215,3 +219,14 @@ def test_facts_of_a_configuration(command: Command) -> None:
     assert troupe["model"] == "troupe" and troupe["num_layers"] > 0
     with pytest.raises(ModelError, match="no such model directory"):
         config_facts("./nowhere")
+
+
+def test_a_decoder_whose_configuration_is_of_two_stacks(command: Command) -> None:
+    config = BartConfig(d_model=HIDDEN, encoder_layers=6, decoder_layers=LAYERS, is_decoder=True,
+                        is_encoder_decoder=False, architectures=["BartForCausalLM"])  # fmt: skip
+    config.save_pretrained("bart")
+    assert config_facts("./bart")["num_layers"] == LAYERS
+    saved(Path("v.pt"), axis_rows())
+    done = command("import", "v.pt", "--model", "./bart", "--config-only", "--sign", "toward", "--out", "a")
+    assert done.code == 0 and "no layers were located" in " ".join(done.out.split()), done.err
+    assert Axis.load("a").layers == tuple(range(LAYERS))

@@ -12,6 +12,7 @@ from vectors_factory import HIDDEN, LAYERS, axis_rows, origin, published_clamp, 
 from persona_axis import Axis, AxisFileError, AxisMismatchError, Cap
 from persona_axis.cap import clamped
 from persona_axis.errors import VectorsError
+from persona_axis.files.axisfile import CONVENTIONS
 from persona_axis.vectors import exporting
 from persona_axis.vectors.making import made_axis, made_cap
 from persona_axis.vectors.pushes import mean_pushes
@@ -126,6 +127,8 @@ CAPS = {
     "ceiling": {"ceiling": [1.0, 2.0]},
     "both": {"floor": [-0.3, 0.1], "ceiling": [0.5, np.inf]},
     "one layer": {"floor": [-np.inf, 0.7]},
+    "each another": {"floor": [-0.3, -np.inf], "ceiling": [np.inf, 0.7]},
+    "one point": {"floor": 0.25, "ceiling": 0.25},
 }
 
 
@@ -133,7 +136,10 @@ class TestCap:
     @pytest.mark.parametrize("case", CAPS)
     def test_dictionary_and_back(self, tmp_path, case):
         cap = Cap(unit(axis_rows())[1:3], [1, 2], **CAPS[case])
-        (note,) = exporting.cap_to_dict(cap, tmp_path / "c.pt")
+        notes = exporting.cap_to_dict(cap, tmp_path / "c.pt")
+        assert ["nothing is bounded at layers 1, which are left out" in note for note in notes] == (
+            [True, False] if case == "one layer" else [False]
+        )
         held = torch.load(tmp_path / "c.pt", weights_only=True)
         hidden = torch.randn(4, 9, HIDDEN, generator=torch.Generator().manual_seed(0)) * 2
         for i, layer in enumerate(cap.layers):  # the published code, run on what was written
@@ -143,11 +149,36 @@ class TestCap:
                     theirs = published_clamp(theirs, held["vectors"][entry["vector"]]["vector"], entry["cap"])
             bounds = [None if b is None else b[i] for b in (cap.floor, cap.ceiling)]
             torch.testing.assert_close(clamped(hidden, cap.direction[i], *bounds), theirs, rtol=1e-4, atol=1e-5)
-        back = made_cap(read(tmp_path / "c.pt"), None, Said("toward") if case == "ceiling" else Said(), origin())
+        back = made_cap(read(tmp_path / "c.pt"), None, Said(), origin())
+        assert back.provenance["imported"]["sign"]["by"] == "file"
         kept = [i for i, layer in enumerate(cap.layers) if layer in back.layers]
         assert torch.equal(back.direction, cap.direction[kept])
         for ours, theirs in ((back.floor, cap.floor), (back.ceiling, cap.ceiling)):
             assert (ours is None and theirs is None) or torch.equal(ours, theirs[kept])
+
+    def test_what_was_exported_needs_nothing_said(self, tmp_path):
+        cap = Cap(unit(axis_rows())[1:3], [1, 2], ceiling=0.5)
+        exporting.cap_to_dict(cap, tmp_path / "c.pt")
+        found = read(tmp_path / "c.pt")
+        for said in (Said("toward"), Said("away"), Said(rows="embeddings-first")):
+            with pytest.raises(VectorsError, match="was exported from a cap.* leave out --sign and --rows"):
+                made_cap(found, None, said, origin())
+        for turn, value in ((1, "toward"), (-1, "away")):
+            checked = made_cap(found, None, Said(), origin(), dict(enumerate(turn * axis_rows().double().numpy())))
+            assert torch.equal(checked.direction, cap.direction) and torch.equal(checked.ceiling, cap.ceiling)
+            sign = checked.provenance["imported"]["sign"]
+            assert (sign["value"], sign["by"]) == (value, "proven")
+
+    def test_names_of_which_some_are_not_ours_say_nothing(self, tmp_path):
+        exporting.cap_to_dict(Cap(unit(axis_rows())[1:3], [1, 2], ceiling=0.5), tmp_path / "c.pt")
+        held = torch.load(tmp_path / "c.pt", weights_only=True)
+        for name in ("layer_2/contrast", "layer_3/ceiling"):
+            other = {"vectors": dict(held["vectors"]), "experiments": [{"id": "x", "interventions": [
+                {"vector": "layer_1/ceiling", "cap": 0.5}, {"vector": name, "cap": 0.5}]}]}  # fmt: skip
+            other["vectors"][name] = other["vectors"].pop("layer_2/ceiling")
+            torch.save(other, tmp_path / "d.pt")
+            back = made_cap(read(tmp_path / "d.pt"), None, Said(), origin())
+            assert back.ceiling is None and torch.equal(back.direction, -unit(axis_rows())[1:3])
 
     def test_the_id_says_the_layers(self, tmp_path):
         for layers, name in (([2, 1], "layers_1:3"), ([3, 0], "layers-0-3")):
@@ -171,13 +202,48 @@ class TestCap:
         assert found.index == (1, 2)
         np.testing.assert_allclose(found.rows, 0.5 * ruler.direction[1:3].numpy(), atol=1e-3)
         alone = exporting.cap_to_gguf(ruler.cap([1], ceiling=0.0), tmp_path / "c.gguf")
-        assert "--axis" in alone[-1]
+        assert "--axis" in "".join(alone)
         np.testing.assert_allclose(read(tmp_path / "c.gguf").rows, ruler.direction[1:2].numpy(), atol=1e-6)
+
+    def test_the_strength_counts_the_layers_that_are_written(self, tmp_path):
+        ruler = axis()
+        cap = ruler.cap([0, 1, 2, 3], floor=[0.0, 0.0, -9.0, 0.5])
+        notes = "\n".join(exporting.cap_to_gguf(cap, tmp_path / "c.gguf", ruler))
+        found = read(tmp_path / "c.gguf")
+        assert found.index == (1, 3) and "strength 0.5 stands nearest" in notes
+        with pytest.raises(VectorsError, match="moves no token"):
+            exporting.cap_to_gguf(ruler.cap([0, 2], floor=[0.0, -9.0]), tmp_path / "d.gguf", ruler)
 
     def test_a_ceiling_pushes_down(self, tmp_path):
         ruler = axis()
         exporting.cap_to_gguf(ruler.cap([1], ceiling=0.0), tmp_path / "c.gguf", ruler)
         np.testing.assert_allclose(read(tmp_path / "c.gguf").rows, -0.5 * ruler.direction[1:2].numpy(), atol=1e-3)
+
+    def test_gguf_says_its_sign_only_where_it_is_known(self, tmp_path):
+        ruler = axis()
+        trait = Cap(-ruler.direction[[3]], [3], ceiling=4.0)
+        for cap, own, note in (
+            (ruler.cap([2, 3], ceiling=0.0), ruler, "does not say where its rows point"),
+            (ruler.cap([1, 2, 3], floor=[0.0, -9, -9], ceiling=[9.0, 9, 0]), ruler, "some point toward it and some aw"),
+            (ruler.cap([2], floor=0.0), None, "does not say where its rows point"),
+            (trait, None, "does not say where its rows point"),
+        ):
+            assert note in "".join(exporting.cap_to_gguf(cap, tmp_path / "c.gguf", own))
+            found = read(tmp_path / "c.gguf")
+            with pytest.raises(VectorsError, match="does not say whether its directions point"):
+                made_axis(found, Said(), origin())
+            back = made_axis(found, Said("away"), origin())
+            assert back.metadata["imported"]["rows"]["by"] == "file"
+            assert back.metadata["imported"]["sign"]["by"] == "said"
+        exporting.cap_to_gguf(ruler.cap([2, 3], ceiling=0.0), tmp_path / "c.gguf", ruler)
+        back = made_axis(read(tmp_path / "c.gguf"), Said("away"), origin())
+        torch.testing.assert_close(back.direction, ruler.direction[2:4])
+        assert "does not say" not in "".join(exporting.cap_to_gguf(ruler.cap([2], floor=0.0), tmp_path / "c", ruler))
+        back = made_axis(read(tmp_path / "c"), Said(), origin())
+        torch.testing.assert_close(back.direction, ruler.direction[2:3])
+        assert back.metadata["imported"]["sign"] == {
+            "value": "toward", "by": "file", "how": f"the file says that {CONVENTIONS['sign']}",
+        }  # fmt: skip
 
     def test_what_cannot_be_exported(self, tmp_path):
         ruler = axis()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from vectors_factory import (
     HIDDEN,
     LAYERS,
@@ -25,6 +26,8 @@ from vectors_factory import (
 from persona_axis import Axis, Cap
 from persona_axis.cap import clamped
 from persona_axis.errors import VectorsError
+from persona_axis.residual import reading
+from persona_axis.vectors import exporting
 from persona_axis.vectors.clamps import bounds_of
 from persona_axis.vectors.found import Clamp
 from persona_axis.vectors.making import check_of, made_axis, made_cap
@@ -173,9 +176,43 @@ class TestRows:
         with pytest.raises(VectorsError, match="has 5 rows, the model 4 layers: the vectors are of another model"):
             made_axis(tensor(tmp_path, rows), Said("toward", "layers"), origin())
         axis = made_axis(tensor(tmp_path, rows), Said("toward", "embeddings-first"), origin())
-        torch.testing.assert_close(axis.direction, unit(rows[1:]))
+        torch.testing.assert_close(axis.direction, unit(rows[1:4]))
         assert axis.metadata["imported"]["rows"]["value"] == "embeddings-first"
         assert axis.metadata["imported"]["rows"]["by"] == "said"
+
+    def test_the_row_after_the_final_norm_is_taken_where_it_is_asked_for(self, tmp_path):
+        rows = axis_rows(layers=LAYERS + 1)
+        save_file({f"layers.{i}": row.clone() for i, row in enumerate(rows)}, tmp_path / "named")
+        for found in (tensor(tmp_path, rows), read(tmp_path / "named")):
+            axis = made_axis(found, Said("toward", "embeddings-first"), origin())
+            assert axis.layers == (0, 1, 2)
+            assert "layer 3 is left out, since output_hidden_states" in "".join(axis.metadata["notes"])
+            whole = made_axis(found, Said("toward", "embeddings-first", (0, 3)), origin())
+            torch.testing.assert_close(whole.direction, unit(rows[[1, 4]]))
+            assert "layer 3 was asked for; output_hidden_states" in "".join(whole.metadata["notes"])
+            some = made_axis(found, Said("toward", "embeddings-first", (0, 1)), origin())
+            assert "output_hidden_states" not in "".join(some.metadata["notes"])
+        late = read(gguf_file(tmp_path / "v", {n: rows[n].numpy() for n in range(1, LAYERS + 1)}))
+        assert made_axis(late, Said("toward", "embeddings-first"), origin()).layers == (0, 1, 2, 3)
+        save_file({"layers.4": rows[4].clone()}, tmp_path / "named")
+        with pytest.raises(VectorsError, match="holds the last layer alone, .* say --layers 3"):
+            made_axis(read(tmp_path / "named"), Said("toward", "embeddings-first"), origin())
+
+    def test_the_row_left_out_is_no_output_of_a_layer(self, tmp_path, new_model):
+        """What persona vectors are made of, read from a model whose final norm is not uniform."""
+        model = new_model("llama")
+        with torch.no_grad():
+            model.model.norm.weight.copy_(torch.linspace(0.1, 3, HIDDEN))
+        seen = {}
+        tokens = torch.arange(24).view(2, 12)
+        with torch.no_grad(), reading(model, range(LAYERS), lambda layer, h: seen.update({layer: h.clone()})):
+            given = model(tokens, output_hidden_states=True).hidden_states
+        rows = torch.stack([h[0].mean(0) - h[1].mean(0) for h in given])
+        axis = made_axis(tensor(tmp_path, rows), Said("toward", "embeddings-first"), origin())
+        read_off = unit(torch.stack([seen[layer][0].mean(0) - seen[layer][1].mean(0) for layer in range(LAYERS)]))
+        assert axis.layers == tuple(range(LAYERS - 1))
+        torch.testing.assert_close(axis.direction, read_off[:-1])
+        assert float(unit(rows[-1:])[0] @ read_off[-1]) < 0.99
 
     def test_as_many_rows_as_layers_with_the_embeddings_first(self, tmp_path):
         axis = made_axis(tensor(tmp_path), Said("toward", "embeddings-first"), origin())
@@ -184,7 +221,7 @@ class TestRows:
     def test_row_zero_of_the_embeddings_may_be_zero(self, tmp_path):
         rows = axis_rows(layers=LAYERS + 1)
         rows[0] = 0
-        assert made_axis(tensor(tmp_path, rows), Said("toward", "embeddings-first"), origin()).layers == (0, 1, 2, 3)
+        assert made_axis(tensor(tmp_path, rows), Said("toward", "embeddings-first"), origin()).layers == (0, 1, 2)
 
     def test_other_counts_need_the_layer_of_each_row(self, tmp_path):
         two = tensor(tmp_path, axis_rows()[:2])
@@ -211,6 +248,30 @@ class TestRows:
         assert axis.layers == (1, 2) and torch.allclose(axis.direction, unit(axis_rows())[1:3])
         with pytest.raises(VectorsError, match="--layers 9: the file has layers 0 to 3"):
             made_axis(tensor(tmp_path), Said("toward", None, (1, 9)), origin())
+
+    def test_names_that_count_one_more_than_there_are_layers(self, tmp_path):
+        rows = axis_rows(layers=LAYERS + 1)
+        for first in (0, 1):
+            save_file({f"layers.{i}": rows[i].clone() for i in range(first, LAYERS + 1)}, tmp_path / "v")
+            with pytest.raises(VectorsError, match="a row of layer 4; .* layers 0 to 3; if .* --rows embeddings-first"):
+                made_axis(read(tmp_path / "v"), TOWARD, origin())
+            with pytest.raises(VectorsError, match="a row of layer 4; the model has layers 0 to 3$"):
+                made_axis(read(tmp_path / "v"), Said("toward", "layers"), origin())
+            axis = made_axis(read(tmp_path / "v"), Said("toward", "embeddings-first", (0, 1, 2)), origin())
+            torch.testing.assert_close(axis.direction, unit(rows[1:4]))
+        save_file({"layers.5": rows[0].clone()}, tmp_path / "v")
+        with pytest.raises(VectorsError, match="a row of layer 5; the model has layers 0 to 3$"):
+            made_axis(read(tmp_path / "v"), TOWARD, origin())
+
+    def test_what_the_file_states_is_not_contradicted(self, tmp_path):
+        own = Axis.from_direction(unit(axis_rows()), layers=range(4), metadata={"num_layers": 4})
+        exporting.axis_to_gguf(own, tmp_path / "a.gguf")
+        exporting.axis_to_dict(own, tmp_path / "a.pt")
+        for name in ("a.gguf", "a.pt"):
+            with pytest.raises(VectorsError, match="layers its rows are is contradicted: .* leave out --rows"):
+                made_axis(read(tmp_path / name), Said(None, "embeddings-first"), origin())
+            agreed = made_axis(read(tmp_path / name), Said(None, "layers"), origin())
+            assert torch.equal(agreed.direction, own.direction[[own.row(layer) for layer in agreed.layers]])
 
     def test_numbered_vectors(self, tmp_path):
         rows = axis_rows().numpy()
@@ -343,8 +404,39 @@ class TestClamps:
         both = bounds_of("x", [Clamp(1, -v, 0.5), Clamp(1, 3 * v, 2.0), Clamp(1, -v, 0.25)], "away")
         assert both.floor.tolist() == [-0.25] and both.ceiling.tolist() == [2.0]
         np.testing.assert_array_equal(both.direction, [v])
-        with pytest.raises(VectorsError, match=r"layer 1 is clamped along two directions \(cosine"):
+        with pytest.raises(VectorsError, match=r"layer 1 is clamped along two directions, 90 degrees"):
             bounds_of("x", [Clamp(1, v, 0.5), Clamp(1, np.eye(4)[1], 0.5)], "away")
+
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_one_vector_stored_twice(self, tmp_path, dtype):
+        """What is taken for one direction gives what the published formula gives, to rounding."""
+        random = np.random.default_rng(0)
+        v = torch.tensor(random.normal(size=HIDDEN), dtype=dtype)
+        hidden = torch.tensor(random.normal(size=(500, HIDDEN)) * 20)
+        beside = torch.tensor(random.normal(size=HIDDEN))
+        beside -= (beside @ v.double()) / v.double().norm() ** 2 * v.double()
+        copies = [v.clone(), -2 * v, v.float() * 3.7, -unit(v[None])[0]]
+        for copy in copies:
+            held = {"vectors": {"a": {"layer": 2, "vector": v}, "b": {"layer": 2, "vector": copy}}, "experiments": [
+                {"id": "e", "interventions": [{"vector": "a", "cap": 6.0}, {"vector": "b", "cap": 5.0}]}]}  # fmt: skip
+            cap = made_cap(read(saved(tmp_path / "c.pt", held)), None, Said(), origin())
+            bounds = [None if bound is None else bound[0] for bound in (cap.floor, cap.ceiling)]
+            theirs = published_clamp(published_clamp(hidden, v.double(), 6.0), copy.double(), 5.0)
+            torch.testing.assert_close(clamped(hidden, cap.direction[0], *bounds), theirs, rtol=1e-6, atol=1e-4)
+        for degrees in (0.7, 0.05, 1e-3, 1e-4):
+            turned = v.double() + beside / beside.norm() * v.double().norm() * np.tan(np.radians(degrees))
+            held["vectors"]["b"]["vector"] = -turned
+            said = rf"experiment 'e': layer 2 is clamped along two directions, {degrees:.1g}\d* degrees apart"
+            with pytest.raises(VectorsError, match=said):
+                made_cap(read(saved(tmp_path / "c.pt", held)), None, Said(), origin())
+
+    def test_bounds_that_cross_are_named(self, tmp_path):
+        v = axis_rows()[2]
+        held = {"vectors": {"a": {"layer": 2, "vector": v}, "b": {"layer": 2, "vector": -2 * v}}, "experiments": [
+            {"id": "e", "interventions": [{"vector": "a", "cap": -0.5}, {"vector": "b", "cap": -1.0}]}]}  # fmt: skip
+        with pytest.raises(VectorsError, match=r"c.pt: experiment 'e': layer 2 .* at least 0.5 and at most -1 along"):
+            made_cap(read(saved(tmp_path / "c.pt", held)), None, Said(), origin())
 
 
 class TestUnits:

@@ -88,6 +88,43 @@ class TestForms:
         with pytest.raises(VectorsError, match="goes with a directory"):
             read(tmp_path / "default.npy", tmp_path / "default.npy")
 
+    def test_the_default_that_is_named_is_no_role(self, tmp_path):
+        folder = roles_directory(tmp_path / "vectors", default=False)
+        own = saved(folder / "default_vector.pt", means()[0])
+        (tmp_path / "link").symlink_to(folder)
+        for path in (own, tmp_path / "link" / "default_vector.pt", folder / ".." / "vectors" / "default_vector.pt"):
+            held = found(folder, path)
+            assert held.role_names == tuple(f"role{i}" for i in range(5))
+            np.testing.assert_allclose(held.rows, axis_rows().numpy(), atol=1e-6)
+        whole = roles_directory(tmp_path / "whole")
+        assert found(whole, whole / "default.pt").about == {"default_vectors": 1, "role_vectors": 5}
+        (folder / "zz.pt").symlink_to("zz.pt")
+        with pytest.raises(VectorsError, match="zz.pt: cannot be read"):
+            read(folder, own)
+        only = tmp_path / "only"
+        only.mkdir()
+        with pytest.raises(VectorsError, match="holds no role vectors, only the default"):
+            read(only, saved(only / "default.pt", means()[0]))
+
+    @pytest.mark.parametrize("bare", [False, True])
+    def test_bare_tensors_that_may_be_no_roles(self, tmp_path, bare):
+        """As published: the axis and the default lie beside the roles."""
+        folder = roles_directory(tmp_path / "vectors", default=False, bare=bare)
+        own = saved(folder / "default_vector.pt", means()[0])
+        saved(folder / "assistant_axis.pt", axis_rows())
+        why = "named as published" if bare else "beside dictionaries of roles"
+        with pytest.raises(VectorsError, match=f"assistant_axis.pt, default_vector.pt: a bare tensor {why}.* move it"):
+            read(folder)
+        with pytest.raises(VectorsError, match=f"vectors: assistant_axis.pt: a bare tensor {why}"):
+            read(folder, own)
+        (folder / "assistant_axis.pt").unlink()
+        assert len(found(folder, own).role_names) == 5
+
+    def test_a_bare_default_beside_dictionaries(self, tmp_path):
+        folder = roles_directory(tmp_path / "vectors", default=False)
+        saved(folder / "default.pt", means()[0])
+        np.testing.assert_allclose(found(folder).rows, axis_rows().numpy(), atol=1e-6)
+
     def test_several_defaults_are_averaged_as_published(self, tmp_path):
         folder = roles_directory(tmp_path / "vectors")
         default, roles = means()
@@ -137,10 +174,12 @@ class TestForms:
         held = found(tmp_path / "w")
         assert held.index == (1, 3) and held.named
         np.testing.assert_array_equal(held.rows, rows[[1, 3]].double().numpy())
-        save_file({"v12": rows[0].contiguous()}, tmp_path / "x")
-        assert found(tmp_path / "x").index == (12,)
-        save_file({"vector": rows[0].contiguous()}, tmp_path / "x")
-        assert found(tmp_path / "x").index is None
+        for name in ("layer_12", "layers.12", "layer12", "model.layers.12", "Layer-12"):
+            save_file({name: rows[0].contiguous()}, tmp_path / "x")
+            assert found(tmp_path / "x").index == (12,)
+        for name in ("vector", "v12", "evil_v2", "bf16", "v1", "player12", "layer_12_v2"):
+            save_file({name: rows[0].contiguous()}, tmp_path / "x")
+            assert found(tmp_path / "x").index is None
 
     def test_the_record_tells_files_apart(self, tmp_path):
         first, second = roles_directory(tmp_path / "a"), roles_directory(tmp_path / "b", seed=1)
@@ -278,6 +317,8 @@ BAD_CAPPING = {
     "cap NaN": (intervention(cap=float("nan")), "cap: 'nan' is no finite number"),
     "cap text": (intervention(cap="low"), "cap: 'low' is no finite number"),
     "cap tensor": (intervention(cap=torch.ones(1)), "is no finite number"),
+    "positions": (intervention(positions="last"), "0.25': an intervention has the unknown key 'positions'; caps hold"),
+    "cap beyond floats": (intervention(cap=10**400), "cap: a int is no finite number"),
     "no cap": (intervention(cap=[]), "cap: is empty"),
     "layer": (intervention(layers=[3]), "is of layer 1 and is used at layers"),
     "negative": (intervention(layers=[-1]), "layers: '-1' is no layer"),
