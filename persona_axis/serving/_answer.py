@@ -73,14 +73,13 @@ class Answer:
         """The reply that is not streamed."""
         async for _ in self._pieces():
             pass
-        return self.replies.whole(self.text.text, self._ended(), self._usage(), self._likely(0), self._extra())
+        return self.replies.whole(self.text.text, self._ended(), self._usage(), self._likely(), self._extra())
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The pieces of a reply that is streamed."""
         yield self.replies.chunk("", first=True)
         async for piece in self._pieces():
-            likely = self._likely(self._told)
-            self._told = len(self.text.ids)
+            likely = self._likely()
             if piece or likely:
                 yield self.replies.chunk(piece, likely=likely)
         yield self.replies.chunk("", ended=self._ended(), extra=self._extra())
@@ -109,9 +108,11 @@ class Answer:
     def _usage(self) -> tuple[int, int]:
         return len(self.ask.prompt), len(self.text.ids)
 
-    def _likely(self, since: int) -> Any:
+    def _likely(self) -> Any:
+        """Of the tokens that stay and were not told yet."""
         assert self.reply is not None
-        return None if self.ask.top_logprobs is None else self.reply.slot.likely[since : len(self.text.ids)]
+        since, self._told = self._told, self.text.settled
+        return None if self.ask.top_logprobs is None else self.reply.slot.likely[since : self._told]
 
     def _extra(self) -> dict[str, Any]:
         if not self.ask.projection:

@@ -243,6 +243,26 @@ class TestReplies:
         streamed = [row for c in chunks if c.choices[0].logprobs for row in c.choices[0].logprobs.content]
         assert [row.token for row in streamed] == [row.token for row in rows]
 
+    def test_what_a_stop_takes_away_is_in_no_logprobs_either(self, up: Up) -> None:
+        how = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 10, "logprobs": True}
+        words = up.client().chat.completions.create(**how).choices[0].message.content.split()
+        how["stop"] = " " + " ".join(words[4:7])  # three tokens, of which two were there before it was known
+        whole = up.client().chat.completions.create(**how)
+        chunks = list(up.client().chat.completions.create(**how, stream=True))
+        streamed = [row for c in chunks if c.choices[0].logprobs for row in c.choices[0].logprobs.content]
+        assert [row.token for row in streamed] == [row.token for row in whole.choices[0].logprobs.content]
+        assert len(streamed) == whole.usage.completion_tokens < 7
+        assert whole.choices[0].message.content == "".join(c.choices[0].delta.content or "" for c in chunks)
+
+    def test_asking_for_the_projection_changes_nothing_else(self, up: Up) -> None:
+        ends = (up.post({"temperature": 1.3, "seed": seed, "max_tokens": 12}).json() for seed in range(40))
+        seed, ended = next((i, a) for i, a in enumerate(ends) if a["choices"][0]["finish_reason"] == "stop")
+        for most in (ended["usage"]["completion_tokens"], 12):  # as many as it has: after them comes the stop token
+            asked = {"temperature": 1.3, "seed": seed, "max_tokens": most}
+            plain, read = (up.post({**asked, **more}).json() for more in ({}, {"persona_axis": {"projection": True}}))
+            assert read.pop("persona_axis")["projection"] is not None
+            assert plain["choices"] == read["choices"] and plain["usage"] == read["usage"]
+
     def test_parts_of_text_and_developers_are_taken(self, up: Up, cap: Cap) -> None:
         parts = [{"type": "text", "text": "what is "}, {"type": "text", "text": "rain ?"}]
         messages = [{"role": "developer", "content": "be old ."}, {"role": "user", "content": parts}]
@@ -496,6 +516,55 @@ def test_what_of_a_text_can_be_shown(pieces: list[str], stops: list[str], shown:
     text = Text(lambda ids: "".join(pieces[i] for i in ids), [99], stops)
     assert [text.add([i], 10) for i in range(len(pieces))] == shown
     assert "".join(shown) + text.rest() == text.text
+
+
+WORDS = ["all", " is", " well", ".", "�", "�", " é"]
+END = 99
+
+
+class Grown(Text):
+    """A reply of WORDS by their numbers; 4 and 5 are the two halves of a character."""
+
+    def __init__(self, *stops: str) -> None:
+        super().__init__(lambda ids: "".join(WORDS[i] for i in ids).replace("��", "é"), [END], stops)
+
+
+@pytest.mark.parametrize(("ids", "stops", "said", "tokens"), [
+    ([0, 1, 2, 3, END], [".\n"], "all is well.", 4),  # its end could have begun a stop, but nothing came
+    ([0, 1, 2, 3, END], ["well. END", "xyz"], "all is well.", 4),
+    ([0, 1, 2, 3], [".\n"], "all is well.", 4),
+    ([0, 1, 2, 3, 1], [". is"], "all is well", 3),
+    ([0, 4, END], ["xyz"], "all�", 2),  # half a character, as without a stop
+    ([0, 4, END], [], "all�", 2),
+    ([0, 4, 5, 1], ["é is"], "all", 1),  # a stop with a character in it that comes in two tokens
+    ([0, 4, 5, 1, 2], [" well"], "allé is", 4),
+    ([0, 4, 5, 1], [" is"], "allé", 3),
+])  # fmt: skip
+def test_nothing_but_a_stop_takes_text_away(ids: list[int], stops: list[str], said: str, tokens: int) -> None:
+    for together in (True, False):
+        text, settled = Grown(*stops), 0
+        for new in [ids] if together else [[i] for i in ids]:
+            text.add(new, 99)
+            assert settled <= text.settled <= len(text.ids)
+            settled = text.settled
+        text.rest()
+        assert text.text == said and text.settled == len(text.ids) == tokens
+
+
+def test_a_token_is_settled_with_the_first_of_its_text() -> None:
+    text = Grown(" is well!")
+    told = [(text.add([i], 99), text.settled) for i in (0, 1, 2, 3, 4, 5, 6)]
+    assert told == [("all", 1), ("", 1), ("", 1), (" is well.", 4), ("", 4), ("é", 6), (" é", 7)]
+
+
+def test_the_longest_reply_has_length_as_its_end_whatever_is_drawn_after_it() -> None:
+    for after in ([], [END], [0]):
+        text = Grown()
+        text.add([0, 1, *after], 2)
+        assert not text.stopped and text.ids == [0, 1]
+    ended = Grown()
+    ended.add([0, 1, END], 3)
+    assert ended.stopped
 
 
 class TestCommand:
