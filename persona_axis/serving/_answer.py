@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from persona_axis.errors import ServeError
 from persona_axis.serving._counters import Counters
 from persona_axis.serving._engine import Ask, Engine, Reply
-from persona_axis.serving._wire import Refused, Replies, Text, Wanted
+from persona_axis.serving._text import Text
+from persona_axis.serving._wire import Refused, Replies, Wanted
 
 log = logging.getLogger("persona_axis.serving")
 

@@ -19,6 +19,8 @@ NEUTRAL = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "
 """Fields of OpenAI's that say nothing about the reply."""
 _DEFAULTS = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "tools": [],
              "response_format": {"type": "text"}, "modalities": ["text"], "tool_choice": "none"}  # fmt: skip
+_EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+"""What a reply of OpenAI's client has beside its text, all empty, when it is sent back as a message."""
 _COLDEST = 1e-3  # logits divided by less leave float32
 _LONGEST = 500  # characters of what was asked that an error repeats
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -87,11 +89,11 @@ def wanted(body: Any, model: str, header: str | None) -> Wanted:
     temperature = take.number("temperature", 1.0, 0.0, 2.0)
     if 0 < temperature < _COLDEST:
         raise Refused(400, f"temperature: 0 is greedy, the lowest above it is {_COLDEST:g}", param="temperature")
-    options = take("stream_options", {}, dict, "an object")
     result = Wanted(
         messages, longest, temperature=temperature, top_p=take.number("top_p", 1.0, 1e-9, 1.0), seed=seed,
         stop=stops, top_logprobs=top if logprobs else None,
-        stream=take("stream", False, bool, "true or false"), with_usage=options.get("include_usage") is True,
+        stream=take("stream", False, bool, "true or false"),
+        with_usage=_asks_usage(take("stream_options", {}, dict, "an object")),
         projection=_asks_projection(take("persona_axis", {}, dict, "an object"), header),
     )  # fmt: skip
     if left := sorted(set(body) - take.taken):  # also where it says null: a cap of null is no field of ours
@@ -133,13 +135,34 @@ def _message(where: str, message: Any) -> dict[str, str]:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str) or role not in _ROLES:
         raise Refused(400, f"{where}: expected an object whose role is one of {', '.join(_ROLES)}", param="messages")
+    for name in sorted(set(message) - {"role", "content", "name"}):
+        if name not in _EMPTY or message[name] not in (None, []):
+            told = f"{where}.{name}: this server knows a message's role, content and name"
+            raise Refused(400, told, param="messages")
+    if not isinstance(message.get("name"), str | None):  # the client's own note: no template gets it
+        raise Refused(400, f"{where}.name: expected a text", param="messages")
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        for i, part in enumerate(content):
+            if other := sorted(set(part) - {"type", "text"}):
+                told = f"{where}.content[{i}].{other[0]}: this server knows a part's type and text"
+                raise Refused(400, told, param="messages")
         texts = [part.get("text") for part in content]
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
         raise Refused(400, f"{where}.content: expected a text, or a list of parts of type text", param="messages")
     return {"role": _ROLES[role], "content": content}
+
+
+def _asks_usage(given: dict[str, Any]) -> bool:
+    asked = given.get("include_usage", False)
+    if not isinstance(asked, bool):
+        raise Refused(400, "stream_options.include_usage: expected true or false", param="stream_options")
+    # Padding of a stream against who measures its pieces: there is none here, which only false asks for.
+    for name in sorted(set(given) - {"include_usage"}):
+        if name != "include_obfuscation" or given[name] is not False:
+            raise Refused(400, f"stream_options.{name}: this server knows only include_usage", param="stream_options")
+    return asked
 
 
 def _asks_projection(given: dict[str, Any], header: str | None) -> bool:
@@ -208,69 +231,3 @@ class Replies:
 def usage_of(prompt: int, reply: int) -> dict[str, int]:
     """Tokens of a prompt and of its reply, the stop token not counted."""
     return {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
-
-
-class Text:
-    """The text of a reply that grows by tokens: what can be shown of it, and where it stops."""
-
-    def __init__(self, decode: Callable[[list[int]], str], stop_ids: Sequence[int], stops: Sequence[str]) -> None:
-        self._decode, self._stop_ids, self._stops = decode, frozenset(stop_ids), stops
-        self.ids: list[int] = []
-        """The reply's own tokens."""
-        self.text = ""
-        """All of it that may be shown."""
-        self.settled = 0
-        """How many of the tokens can no longer be taken back by a stop: those of which text is shown."""
-        self.stopped = False
-        """It ended by itself, or at one of the stops."""
-        self._cut = False  # at one of the stops: what is not shown by then never is
-        self._starts: list[int] = []
-        self._end = 0
-
-    def add(self, ids: Sequence[int], longest: int) -> str:
-        """What more can be shown now; `longest` is how many tokens the reply may have."""
-        for token in ids:
-            # In this order: a reply as long as it may be is that, whether or not the token after it was drawn.
-            if self.stopped or len(self.ids) == longest:
-                break
-            if token in self._stop_ids:
-                self.stopped = True
-                break
-            self.ids.append(token)
-            whole = self._decode(self.ids)
-            self._starts.append(self._end)
-            self._end = max(self._end, len(_finished(whole)))  # the tokens of one character begin where it does
-            found = [at for stop in self._stops if (at := whole.find(stop)) >= 0]
-            if found:
-                self.stopped = self._cut = True
-                self.ids = [t for t, start in zip(self.ids, self._starts, strict=True) if start < min(found)]
-                return self._show(whole[: min(found)], last=True)
-        whole = self._decode(self.ids)
-        return self._show(whole[: len(whole) - self._held_back(whole)])
-
-    def rest(self) -> str:
-        """What was held back, now that nothing more comes."""
-        return "" if self._cut else self._show(self._decode(self.ids), last=True)
-
-    def _show(self, upto: str, *, last: bool = False) -> str:
-        new = upto[len(self.text) :]
-        self.text += new
-        while self.settled < len(self.ids) and (last or self._starts[self.settled] < len(self.text)):
-            self.settled += 1
-        return new
-
-    def _held_back(self, whole: str) -> int:
-        """Characters at the end that may still change or turn out to begin a stop."""
-        finished = _finished(whole)
-        unfinished = len(whole) - len(finished)
-        return max(unfinished + self._begun(finished), self._begun(whole))
-
-    def _begun(self, text: str) -> int:
-        """The longest end of a text that is the beginning of a stop."""
-        lengths = ((n, stop) for stop in self._stops for n in range(1, min(len(stop), len(text) + 1)))
-        return max((n for n, stop in lengths if text.endswith(stop[:n])), default=0)
-
-
-def _finished(text: str) -> str:
-    """Without a character at the end of which not all bytes are here."""
-    return text.rstrip("\ufffd")

@@ -38,7 +38,7 @@ parser = pytest.importorskip("prometheus_client.parser")
 from persona_axis.serving._answer import Limits  # noqa: E402
 from persona_axis.serving._app import app_of  # noqa: E402
 from persona_axis.serving._engine import Engine  # noqa: E402
-from persona_axis.serving._wire import Text  # noqa: E402
+from persona_axis.serving._text import Text  # noqa: E402
 from persona_axis.serving.attach import attach  # noqa: E402
 from persona_axis.serving.serve import Where, config_of, require_packages, serve  # noqa: E402
 
@@ -273,6 +273,18 @@ class TestReplies:
         with other.under(cap):
             assert found == other.generate([said], Sampling(0.0, 1.0, 4)).texts[0]
 
+    def test_a_reply_goes_back_as_a_message(self, up: Up) -> None:
+        client, how = up.client(), {"model": "tiny", "temperature": 0, "max_tokens": 4}
+        message = client.chat.completions.create(messages=ASKED, **how).choices[0].message
+        whole = message.model_dump()
+        assert {"tool_calls", "audio", "annotations", "function_call", "refusal"} < set(whole)
+        again = [{**ASKED[0], "name": "me"}]
+        replies = [
+            client.chat.completions.create(messages=[*ASKED, said, *again], **how).choices[0].message.content
+            for said in (message, whole, {**whole, "tool_calls": []}, {"role": "assistant", "content": message.content})
+        ]
+        assert len(set(replies)) == 1
+
     def test_models_and_health(self, up: Up) -> None:
         assert [model.id for model in up.client().models.list()] == ["tiny"]
         assert httpx.get(f"{up.url}/health").json() == {"status": "ok"}
@@ -305,6 +317,17 @@ class TestRefused:
         ({"cap": None}, 400, "cap: this server does not know the field"),
         ({"persona_axis": {"cap": None}}, 400, "the cap is the server's"),
         ({"persona_axis": {"projection": 1}}, 400, "true or false"),
+        ({"messages": [{**ASKED[0], "persona_axis": {"cap": None}}]}, 400, r"messages\[0\]\.persona_axis: this server"),
+        ({"messages": [{**ASKED[0], "cap": None}]}, 400, r"messages\[0\]\.cap: this server knows a message's role"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "x", "tool_calls": [{"id": "a"}]}]}, 400,
+         r"messages\[1\]\.tool_calls: "),
+        ({"messages": [{**ASKED[0], "refusal": "no"}]}, 400, r"messages\[0\]\.refusal: "),
+        ({"messages": [{**ASKED[0], "name": {}}]}, 400, r"messages\[0\]\.name: expected a text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]}, 400,
+         r"messages\[0\]\.content\[0\]\.cache_control: this server knows a part's type and text"),
+        ({"stream_options": {"bogus": 1, "include_usage": True}}, 400, r"stream_options\.bogus: this server knows"),
+        ({"stream_options": {"include_usage": "yes"}}, 400, r"stream_options\.include_usage: expected true or false"),
+        ({"stream_options": {"include_obfuscation": True}}, 400, r"stream_options\.include_obfuscation: "),
         ({"model": "another"}, 404, "serves 'tiny', not 'another'"),
     ])  # fmt: skip
     def test_with_its_reason(self, up: Up, body: dict[str, Any], status: int, told: str) -> None:
