@@ -1,4 +1,4 @@
-"""The text of a reply while it grows: what of it may be sent, and which of its tokens a stop can no longer take back."""
+"""The text of a reply while it grows: what of it may be sent, and which of its tokens no stop can take back."""
 
 from __future__ import annotations
 

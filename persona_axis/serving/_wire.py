@@ -41,12 +41,19 @@ class Refused(Exception):
         return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
 
+def unknown_model(served: str, named: str) -> Refused:
+    """What who asks for another model is told."""
+    return Refused(404, f"this server serves {served!r}, not {named!r}", param="model", code="model_not_found")
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A chat request."""
 
     messages: list[dict[str, str]]
     max_tokens: int | None
+    limit: str
+    """The field that said so."""
     temperature: float
     top_p: float
     seed: int | None
@@ -64,17 +71,17 @@ def wanted(body: Any, model: str, header: str | None) -> Wanted:
     given = {key: value for key, value in body.items() if value is not None}
     take = _Fields(given)
     if (named := take("model", model, str, "a string")) != model:
-        raise Refused(404, f"this server serves {model!r}, not {named!r}", param="model", code="model_not_found")
+        raise unknown_model(model, named)
     for name, only in _DEFAULTS.items():
         if take(name, only) != only:
             raise Refused(400, f"{name}: this server knows only {json.dumps(only)}", param=name)
     for name in NEUTRAL:
         take(name, None)
     messages = _messages(take("messages", None))
-    limits = [take(name, None, int, "a whole number") for name in ("max_tokens", "max_completion_tokens")]
-    longest = min((limit for limit in limits if limit is not None), default=None)
+    limits = {name: take(name, None, int, "a whole number") for name in ("max_tokens", "max_completion_tokens")}
+    longest, limit = min(((n, name) for name, n in limits.items() if n is not None), default=(None, "max_tokens"))
     if longest is not None and longest < 1:
-        raise Refused(400, f"max_tokens: {longest} is not at least 1", param="max_tokens")
+        raise Refused(400, f"{limit}: {longest} is not at least 1", param=limit)
     stop = take("stop", ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list | tuple) else (None,)
     if len(stops) > 4 or not all(isinstance(text, str) and text for text in stops):
@@ -90,7 +97,7 @@ def wanted(body: Any, model: str, header: str | None) -> Wanted:
     if 0 < temperature < _COLDEST:
         raise Refused(400, f"temperature: 0 is greedy, the lowest above it is {_COLDEST:g}", param="temperature")
     result = Wanted(
-        messages, longest, temperature=temperature, top_p=take.number("top_p", 1.0, 1e-9, 1.0), seed=seed,
+        messages, longest, limit, temperature=temperature, top_p=take.number("top_p", 1.0, 1e-9, 1.0), seed=seed,
         stop=stops, top_logprobs=top if logprobs else None,
         stream=take("stream", False, bool, "true or false"),
         with_usage=_asks_usage(take("stream_options", {}, dict, "an object")),

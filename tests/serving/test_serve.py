@@ -286,7 +286,10 @@ class TestReplies:
         assert len(set(replies)) == 1
 
     def test_models_and_health(self, up: Up) -> None:
-        assert [model.id for model in up.client().models.list()] == ["tiny"]
+        assert [model.id for model in up.client().models.list()] == ["tiny"] == [up.client().models.retrieve("tiny").id]
+        with pytest.raises(openai.NotFoundError, match="serves 'tiny', not 'tiny/2'") as told:
+            up.client().models.retrieve("tiny/2")
+        assert told.value.code == "model_not_found"
         assert httpx.get(f"{up.url}/health").json() == {"status": "ok"}
 
 
@@ -298,7 +301,10 @@ class TestRefused:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "parts of type text"),
         ({"messages": [{"role": "user", "content": LONG * 9}]}, 400, r"messages are \d{3} tokens.*at most 48"),
         ({"max_tokens": 25}, 400, "25 is more than this server's 24"),
-        ({"max_tokens": 0}, 400, "not at least 1"),
+        ({"max_tokens": 0}, 400, "^max_tokens: 0 is not at least 1"),
+        ({"max_tokens": None, "max_completion_tokens": 600}, 400, "^max_completion_tokens: 600 is more than"),
+        ({"max_tokens": None, "max_completion_tokens": 0}, 400, "^max_completion_tokens: 0 is not"),
+        ({"max_tokens": 30, "max_completion_tokens": 29}, 400, "^max_completion_tokens: 29 is more than"),
         ({"max_tokens": True}, 400, "max_tokens: expected a whole number, found true"),
         ({"temperature": -1}, 400, "temperature: expected a number from 0 to 2, found -1"),
         ({"temperature": "hot"}, 400, "temperature"),
@@ -335,6 +341,7 @@ class TestRefused:
         assert answer.status_code == status
         error = answer.json()["error"]
         assert re.search(told, error["message"]) and error["type"] == "invalid_request_error"
+        assert error["param"] == error["message"].split(":")[0] or "tokens: " not in error["message"]
 
     @pytest.mark.parametrize(("raw", "headers", "status"), [
         (b"{", {}, 400), (b"", {}, 400), (b"[]", {}, 400), (b"\xff\xfe", {}, 400), (b"[" * 100_000, {}, 400),
@@ -346,6 +353,18 @@ class TestRefused:
     def test_bodies_that_are_none(self, up: Up, raw: bytes, headers: dict[str, str], status: int) -> None:
         answer = up.post(raw=raw, **headers)
         assert answer.status_code == status and answer.json()["error"]["message"]
+
+    def test_who_goes_away_while_the_body_comes_is_no_failure(self, up: Up, caplog: pytest.LogCaptureFixture) -> None:
+        before = up.metrics()
+        left = socket.create_connection(("127.0.0.1", int(up.url.rsplit(":", 1)[1])))
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        left.sendall(f"{head}content-length: 500\r\n\r\n{{".encode())
+        time.sleep(0.2)
+        left.close()
+        new = "persona_axis_requests_total", "499"
+        assert eventually(lambda: up.metrics().get(new, 0) == before.get(new, 0) + 1)
+        failed = "persona_axis_requests_total", "500"
+        assert up.metrics().get(failed, 0) == before.get(failed, 0) and up.running() == 0 and not caplog.records
 
     def test_what_was_asked_is_not_repeated_without_end(self, up: Up) -> None:
         for body in ({"x" * 99_999: 1}, {"model": "x" * 99_999}, {"persona_axis": {"x" * 99_999: 1}}):
