@@ -53,7 +53,7 @@ class Answer:
         self.desk, self.asked, self.ask, self.began = desk, asked, ask, began
         chat = desk.engine.chat
         self.text = Text(lambda ids: chat.decode([ids])[0], chat.stop_ids, asked.stop)
-        self.replies = Replies(desk.model, lambda token: str(chat.tokenizer.decode([token])))
+        self.replies = Replies(desk.model, chat.tokenizer)
         self.reply: Reply | None = None
         self._told = 0
 

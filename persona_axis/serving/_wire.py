@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from persona_axis.serving._draws import Likely
+from persona_axis.serving._token_bytes import bytes_of
 
 NEUTRAL = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
 """Fields of OpenAI's that say nothing about the reply."""
@@ -193,9 +194,9 @@ def _kind(value: Any) -> str:
 class Replies:
     """Builds the answers to one request."""
 
-    def __init__(self, model: str, token_text: Callable[[int], str]) -> None:
+    def __init__(self, model: str, tokenizer: Any) -> None:
         self.base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self.token_text = token_text
+        self.tokenizer = tokenizer
 
     def whole(
         self, text: str, ended: str, usage: tuple[int, int], likely: Sequence[Likely] | None, extra: Mapping[str, Any]
@@ -230,9 +231,9 @@ class Replies:
         return {"content": rows, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.token_text(token)
+        text = str(self.tokenizer.decode([token]))
         # JSON knows no infinity: OpenAI's own floor stands for "never".
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": bytes_of(self.tokenizer, token, text)}
 
 
 def usage_of(prompt: int, reply: int) -> dict[str, int]:
