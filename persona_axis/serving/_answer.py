@@ -21,6 +21,8 @@ from persona_axis.serving._text import Text
 from persona_axis.serving._wire import Refused, Replies, Wanted
 
 log = logging.getLogger("persona_axis.serving")
+LEAVING = Refused(503, "the server is leaving, and this reply was not finished in time", code="leaving")
+_DONE = "data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,10 @@ class Stream(StreamingResponse):
                     await super().__call__(scope, receive, send)
             except TimeoutError:
                 self.ended = "cut"
+            except asyncio.CancelledError:  # as in `guarded`; the events, cancelled as well, can say no more
+                self.ended = "cut"
+                last = f"{_event(LEAVING.body)}{_DONE}".encode()
+                await send({"type": "http.response.body", "body": last, "more_body": False})
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -157,15 +163,19 @@ class Stream(StreamingResponse):
         try:
             while True:
                 chunk = await asyncio.wait_for(anext(chunks), self.answer.seconds_left())
-                yield f"data: {json.dumps(chunk)}\n\n"
+                yield _event(chunk)
         except StopAsyncIteration:
             self.ended = "200"
         except TimeoutError:
             self.ended = "cut"
             late = f"the reply was not finished after {self.answer.desk.limits.seconds:g} seconds"
-            yield f"data: {json.dumps(Refused(504, late, code='timeout').body)}\n\n"
+            yield _event(Refused(504, late, code="timeout").body)
         except ServeError as error:
             self.ended = "failed"
             log.error("persona-axis: %s", error)
-            yield f"data: {json.dumps(Refused(503, str(error)).body)}\n\n"
-        yield "data: [DONE]\n\n"
+            yield _event(Refused(503, str(error)).body)
+        yield _DONE
+
+
+def _event(told: dict[str, Any]) -> str:
+    return f"data: {json.dumps(told)}\n\n"

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from persona_axis.errors import ConversationError, ModelError, ServeError
-from persona_axis.serving._answer import Answer, Desk, Limits, Stream
+from persona_axis.serving._answer import LEAVING, Answer, Desk, Limits, Stream
 from persona_axis.serving._connections import is_loopback
 from persona_axis.serving._engine import Ask, Engine
 from persona_axis.serving._wire import Refused, Wanted, unknown_model, wanted
@@ -83,6 +83,8 @@ class _Server:
             except ServeError as error:
                 log.error("persona-axis: %s", error)
                 response = JSONResponse(Refused(503, str(error)).body, 503)
+            except asyncio.CancelledError:  # uvicorn's, when the time to drain is over; it lets us say so
+                response = JSONResponse(LEAVING.body, LEAVING.status)
             except Exception:
                 log.exception("persona-axis: a request failed in a way that nobody foresaw")
                 response = JSONResponse(Refused(500, "the server failed at this request: its log says why").body, 500)
@@ -119,13 +121,13 @@ class _Server:
     async def chat(self, request: Request) -> Response:
         """A reply, whole or as a stream."""
         began = time.monotonic()
-        if self.counters.running >= self.limits.requests:
-            raise Refused(429, f"{self.counters.running} requests are waiting or being answered: come back later",
-                          code="too_many_requests")  # fmt: skip
+        self._require_place()
+        # A body that is on its way holds no place: what bounds these are its size, its time and the connections.
+        asked = wanted(await self._body(request), self.model, request.headers.get("x-persona-axis"))
+        self._require_place()
         self.counters.running += 1
         streams = False
         try:
-            asked = wanted(await self._body(request), self.model, request.headers.get("x-persona-axis"))
             answer = Answer(self.desk, asked, await self._ask(asked), began)
             if asked.stream:
                 answer.begin()
@@ -135,6 +137,11 @@ class _Server:
         finally:
             if not streams:
                 self.counters.running -= 1
+
+    def _require_place(self) -> None:
+        if self.counters.running >= self.limits.requests:
+            raise Refused(429, f"{self.counters.running} requests are waiting or being answered: come back later",
+                          code="too_many_requests")  # fmt: skip
 
     async def _whole(self, request: Request, answer: Answer) -> Response:
         answer.begin()

@@ -56,14 +56,15 @@ class Up:
     """A server in a thread of this process."""
 
     def __init__(self, chat: ChatModel, cap: Cap | None, axis: Axis | None = None, *, key: str | None = None,
-                 limits: Limits = Limits(), longest_reply: int = 24, head_seconds: float = 20.0) -> None:  # noqa: B008  # fmt: skip
+                 limits: Limits = Limits(), longest_reply: int = 24, head_seconds: float = 20.0,  # noqa: B008
+                 drain: float = 5) -> None:  # fmt: skip
         from persona_axis.talks.ruler import Ruler
 
         self.handle = None if cap is None else attach(chat.model, cap, template=chat.template.source)
         ruler = None if axis is None else Ruler.of(axis, [] if cap is None else [cap])
         self.engine = Engine(chat, self.handle, ruler, longest_prompt=48, longest_reply=longest_reply)
         self.app = app_of(self.engine, "tiny", limits, key)
-        config = config_of(uvicorn, self.app, Where(port=0, drain=5), limits, head_seconds)
+        config = config_of(uvicorn, self.app, Where(port=0, drain=drain), limits, head_seconds)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self._run)
 
@@ -455,6 +456,38 @@ class TestLimits:
             counted = httpx.get(f"{up.url}/metrics", headers=key).text
             assert 'ended="499"} 1' in counted and 'ended="gone"} 1' in counted and 'ended="cut"} 1' in counted
             assert up.post(**key).status_code == 200
+
+    def test_bodies_on_their_way_hold_no_place(self) -> None:
+        with Up(chat_factory.chat(), None, limits=Limits(requests=1)) as up:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            body = json.dumps({"messages": ASKED, "max_tokens": 4}).encode()
+            port = int(up.url.rsplit(":", 1)[1])
+            slow = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(3)]
+            for one in slow:
+                one.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body[:9])
+            time.sleep(0.2)
+            assert up.running() == 0 and up.post().status_code == 200
+            for one in slow:
+                one.sendall(body[9:])
+                assert one.recv(99).startswith(b"HTTP/1.1 200")
+                one.close()
+
+    def test_who_is_not_finished_when_the_time_to_drain_is_over_is_told(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        slow, armed = chat_factory.chat(), threading.Event()
+        slow.model.register_forward_pre_hook(lambda *_: (armed.is_set() and time.sleep(0.3), None)[1])
+        with Up(slow, None, drain=1) as up, ThreadPoolExecutor(2) as pool:
+            armed.set()
+            asked = [pool.submit(up.post, {"max_tokens": 24, "temperature": 0, "stream": s}) for s in (False, True)]
+            assert eventually(lambda: up.running() == 2)
+            up.server.should_exit = True
+            whole, stream = (one.result() for one in asked)
+            assert whole.status_code == 503 and whole.json()["error"]["code"] == "leaving"
+            *_, last, done = [line for line in stream.text.split("\n\n") if line]
+            assert done == "data: [DONE]" and json.loads(last.removeprefix("data: "))["error"]["code"] == "leaving"
+            assert eventually(lambda: not up.thread.is_alive()) and not up.engine.draws.slots
+        assert "Traceback" not in capsys.readouterr().err
 
     def test_an_engine_that_fails_answers_nothing_more(self) -> None:
         broken = chat_factory.chat()
