@@ -17,9 +17,12 @@ from starlette.types import Receive, Scope, Send
 from persona_axis.errors import ServeError
 from persona_axis.serving._counters import Counters
 from persona_axis.serving._engine import Ask, Engine, Reply
-from persona_axis.serving._wire import Refused, Replies, Text, Wanted
+from persona_axis.serving._text import Text
+from persona_axis.serving._wire import Refused, Replies, Wanted
 
 log = logging.getLogger("persona_axis.serving")
+LEAVING = Refused(503, "the server is leaving, and this reply was not finished in time", code="leaving")
+_DONE = "data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Answer:
         self.desk, self.asked, self.ask, self.began = desk, asked, ask, began
         chat = desk.engine.chat
         self.text = Text(lambda ids: chat.decode([ids])[0], chat.stop_ids, asked.stop)
-        self.replies = Replies(desk.model, lambda token: str(chat.tokenizer.decode([token])))
+        self.replies = Replies(desk.model, chat.tokenizer)
         self.reply: Reply | None = None
         self._told = 0
 
@@ -73,14 +76,13 @@ class Answer:
         """The reply that is not streamed."""
         async for _ in self._pieces():
             pass
-        return self.replies.whole(self.text.text, self._ended(), self._usage(), self._likely(0), self._extra())
+        return self.replies.whole(self.text.text, self._ended(), self._usage(), self._likely(), self._extra())
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The pieces of a reply that is streamed."""
         yield self.replies.chunk("", first=True)
         async for piece in self._pieces():
-            likely = self._likely(self._told)
-            self._told = len(self.text.ids)
+            likely = self._likely()
             if piece or likely:
                 yield self.replies.chunk(piece, likely=likely)
         yield self.replies.chunk("", ended=self._ended(), extra=self._extra())
@@ -109,9 +111,11 @@ class Answer:
     def _usage(self) -> tuple[int, int]:
         return len(self.ask.prompt), len(self.text.ids)
 
-    def _likely(self, since: int) -> Any:
+    def _likely(self) -> Any:
+        """Of the tokens that stay and were not told yet."""
         assert self.reply is not None
-        return None if self.ask.top_logprobs is None else self.reply.slot.likely[since : len(self.text.ids)]
+        since, self._told = self._told, self.text.settled
+        return None if self.ask.top_logprobs is None else self.reply.slot.likely[since : self._told]
 
     def _extra(self) -> dict[str, Any]:
         if not self.ask.projection:
@@ -139,6 +143,10 @@ class Stream(StreamingResponse):
                     await super().__call__(scope, receive, send)
             except TimeoutError:
                 self.ended = "cut"
+            except asyncio.CancelledError:  # as in `guarded`; the events, cancelled as well, can say no more
+                self.ended = "cut"
+                last = f"{_event(LEAVING.body)}{_DONE}".encode()
+                await send({"type": "http.response.body", "body": last, "more_body": False})
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -155,15 +163,19 @@ class Stream(StreamingResponse):
         try:
             while True:
                 chunk = await asyncio.wait_for(anext(chunks), self.answer.seconds_left())
-                yield f"data: {json.dumps(chunk)}\n\n"
+                yield _event(chunk)
         except StopAsyncIteration:
             self.ended = "200"
         except TimeoutError:
             self.ended = "cut"
             late = f"the reply was not finished after {self.answer.desk.limits.seconds:g} seconds"
-            yield f"data: {json.dumps(Refused(504, late, code='timeout').body)}\n\n"
+            yield _event(Refused(504, late, code="timeout").body)
         except ServeError as error:
             self.ended = "failed"
             log.error("persona-axis: %s", error)
-            yield f"data: {json.dumps(Refused(503, str(error)).body)}\n\n"
-        yield "data: [DONE]\n\n"
+            yield _event(Refused(503, str(error)).body)
+        yield _DONE
+
+
+def _event(told: dict[str, Any]) -> str:
+    return f"data: {json.dumps(told)}\n\n"

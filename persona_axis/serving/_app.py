@@ -14,15 +14,15 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from persona_axis.errors import ConversationError, ModelError, ServeError
-from persona_axis.serving._answer import Answer, Desk, Limits, Stream
+from persona_axis.serving._answer import LEAVING, Answer, Desk, Limits, Stream
 from persona_axis.serving._connections import is_loopback
 from persona_axis.serving._engine import Ask, Engine
-from persona_axis.serving._wire import Refused, Wanted, wanted
+from persona_axis.serving._wire import Refused, Wanted, unknown_model, wanted
 from persona_axis.serving.figures import as_json, prometheus
 
 log = logging.getLogger("persona_axis.serving")
@@ -57,6 +57,7 @@ def app_of(engine: Engine, model: str, limits: Limits, key: str | None) -> Starl
         Route("/health", server.health),
         Route("/metrics", server.guarded(server.metrics)),
         Route("/v1/models", server.guarded(server.models)),
+        Route("/v1/models/{name:path}", server.guarded(server.one_model)),
         Route("/v1/chat/completions", server.guarded(server.chat), methods=["POST"]),
     ]
     return Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: refused})
@@ -82,6 +83,8 @@ class _Server:
             except ServeError as error:
                 log.error("persona-axis: %s", error)
                 response = JSONResponse(Refused(503, str(error)).body, 503)
+            except asyncio.CancelledError:  # uvicorn's, when the time to drain is over; it lets us say so
+                response = JSONResponse(LEAVING.body, LEAVING.status)
             except Exception:
                 log.exception("persona-axis: a request failed in a way that nobody foresaw")
                 response = JSONResponse(Refused(500, "the server failed at this request: its log says why").body, 500)
@@ -97,9 +100,17 @@ class _Server:
         return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
     async def models(self, _: Request) -> Response:
-        """The one model."""
-        only = {"id": self.model, "object": "model", "created": self.started, "owned_by": "persona-axis"}
-        return JSONResponse({"object": "list", "data": [only]})
+        """The list of the one model."""
+        return JSONResponse({"object": "list", "data": [self._only()]})
+
+    async def one_model(self, request: Request) -> Response:
+        """The one model by its name, which may have slashes in it."""
+        if (name := request.path_params["name"]) != self.model:
+            raise unknown_model(self.model, name)
+        return JSONResponse(self._only())
+
+    def _only(self) -> dict[str, Any]:
+        return {"id": self.model, "object": "model", "created": self.started, "owned_by": "persona-axis"}
 
     async def metrics(self, _: Request) -> Response:
         """What the cap did, and what the requests took."""
@@ -110,13 +121,13 @@ class _Server:
     async def chat(self, request: Request) -> Response:
         """A reply, whole or as a stream."""
         began = time.monotonic()
-        if self.counters.running >= self.limits.requests:
-            raise Refused(429, f"{self.counters.running} requests are waiting or being answered: come back later",
-                          code="too_many_requests")  # fmt: skip
+        self._require_place()
+        # A body that is on its way holds no place: what bounds these are its size, its time and the connections.
+        asked = wanted(await self._body(request), self.model, request.headers.get("x-persona-axis"))
+        self._require_place()
         self.counters.running += 1
         streams = False
         try:
-            asked = wanted(await self._body(request), self.model, request.headers.get("x-persona-axis"))
             answer = Answer(self.desk, asked, await self._ask(asked), began)
             if asked.stream:
                 answer.begin()
@@ -126,6 +137,11 @@ class _Server:
         finally:
             if not streams:
                 self.counters.running -= 1
+
+    def _require_place(self) -> None:
+        if self.counters.running >= self.limits.requests:
+            raise Refused(429, f"{self.counters.running} requests are waiting or being answered: come back later",
+                          code="too_many_requests")  # fmt: skip
 
     async def _whole(self, request: Request, answer: Answer) -> Response:
         answer.begin()
@@ -160,8 +176,8 @@ class _Server:
                 f"{engine.longest_prompt}", param="messages", code="context_length_exceeded",
             )  # fmt: skip
         if asked.max_tokens is not None and asked.max_tokens > engine.longest_reply:
-            raise Refused(400, f"max_tokens: {asked.max_tokens} is more than this server's {engine.longest_reply}",
-                          param="max_tokens")  # fmt: skip
+            raise Refused(400, f"{asked.limit}: {asked.max_tokens} is more than this server's {engine.longest_reply}",
+                          param=asked.limit)  # fmt: skip
         room = engine.room(len(prompt))
         longest = room if asked.max_tokens is None else min(asked.max_tokens, room)
         return Ask(prompt, longest, asked.temperature, asked.top_p, asked.seed, asked.top_logprobs, asked.projection)
@@ -187,6 +203,8 @@ class _Server:
                     body += piece
                     if len(body) > self.limits.body:
                         raise Refused(413, f"the body has more than this server's {self.limits.body} bytes")
+        except ClientDisconnect:
+            raise Refused(499, "the client went away before its body was here") from None  # nobody reads it; counted
         except TimeoutError:
             raise Refused(408, f"the body did not arrive within {_BODY_SECONDS:g} seconds") from None
         try:

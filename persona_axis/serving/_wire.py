@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from persona_axis.serving._draws import Likely
+from persona_axis.serving._token_bytes import bytes_of
 
 NEUTRAL = ("user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
 """Fields of OpenAI's that say nothing about the reply."""
 _DEFAULTS = {"n": 1, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "tools": [],
              "response_format": {"type": "text"}, "modalities": ["text"], "tool_choice": "none"}  # fmt: skip
+_EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+"""What a reply of OpenAI's client has beside its text, all empty, when it is sent back as a message."""
 _COLDEST = 1e-3  # logits divided by less leave float32
 _LONGEST = 500  # characters of what was asked that an error repeats
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -39,12 +42,19 @@ class Refused(Exception):
         return {"error": {"message": message, "type": kind, "param": param, "code": self.code}}
 
 
+def unknown_model(served: str, named: str) -> Refused:
+    """What who asks for another model is told."""
+    return Refused(404, f"this server serves {served!r}, not {named!r}", param="model", code="model_not_found")
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A chat request."""
 
     messages: list[dict[str, str]]
     max_tokens: int | None
+    limit: str
+    """The field that said so."""
     temperature: float
     top_p: float
     seed: int | None
@@ -62,17 +72,17 @@ def wanted(body: Any, model: str, header: str | None) -> Wanted:
     given = {key: value for key, value in body.items() if value is not None}
     take = _Fields(given)
     if (named := take("model", model, str, "a string")) != model:
-        raise Refused(404, f"this server serves {model!r}, not {named!r}", param="model", code="model_not_found")
+        raise unknown_model(model, named)
     for name, only in _DEFAULTS.items():
         if take(name, only) != only:
             raise Refused(400, f"{name}: this server knows only {json.dumps(only)}", param=name)
     for name in NEUTRAL:
         take(name, None)
     messages = _messages(take("messages", None))
-    limits = [take(name, None, int, "a whole number") for name in ("max_tokens", "max_completion_tokens")]
-    longest = min((limit for limit in limits if limit is not None), default=None)
+    limits = {name: take(name, None, int, "a whole number") for name in ("max_tokens", "max_completion_tokens")}
+    longest, limit = min(((n, name) for name, n in limits.items() if n is not None), default=(None, "max_tokens"))
     if longest is not None and longest < 1:
-        raise Refused(400, f"max_tokens: {longest} is not at least 1", param="max_tokens")
+        raise Refused(400, f"{limit}: {longest} is not at least 1", param=limit)
     stop = take("stop", ())
     stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list | tuple) else (None,)
     if len(stops) > 4 or not all(isinstance(text, str) and text for text in stops):
@@ -87,11 +97,11 @@ def wanted(body: Any, model: str, header: str | None) -> Wanted:
     temperature = take.number("temperature", 1.0, 0.0, 2.0)
     if 0 < temperature < _COLDEST:
         raise Refused(400, f"temperature: 0 is greedy, the lowest above it is {_COLDEST:g}", param="temperature")
-    options = take("stream_options", {}, dict, "an object")
     result = Wanted(
-        messages, longest, temperature=temperature, top_p=take.number("top_p", 1.0, 1e-9, 1.0), seed=seed,
+        messages, longest, limit, temperature=temperature, top_p=take.number("top_p", 1.0, 1e-9, 1.0), seed=seed,
         stop=stops, top_logprobs=top if logprobs else None,
-        stream=take("stream", False, bool, "true or false"), with_usage=options.get("include_usage") is True,
+        stream=take("stream", False, bool, "true or false"),
+        with_usage=_asks_usage(take("stream_options", {}, dict, "an object")),
         projection=_asks_projection(take("persona_axis", {}, dict, "an object"), header),
     )  # fmt: skip
     if left := sorted(set(body) - take.taken):  # also where it says null: a cap of null is no field of ours
@@ -133,13 +143,34 @@ def _message(where: str, message: Any) -> dict[str, str]:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str) or role not in _ROLES:
         raise Refused(400, f"{where}: expected an object whose role is one of {', '.join(_ROLES)}", param="messages")
+    for name in sorted(set(message) - {"role", "content", "name"}):
+        if name not in _EMPTY or message[name] not in (None, []):
+            told = f"{where}.{name}: this server knows a message's role, content and name"
+            raise Refused(400, told, param="messages")
+    if not isinstance(message.get("name"), str | None):  # the client's own note: no template gets it
+        raise Refused(400, f"{where}.name: expected a text", param="messages")
     content = message.get("content")
     if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+        for i, part in enumerate(content):
+            if other := sorted(set(part) - {"type", "text"}):
+                told = f"{where}.content[{i}].{other[0]}: this server knows a part's type and text"
+                raise Refused(400, told, param="messages")
         texts = [part.get("text") for part in content]
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
         raise Refused(400, f"{where}.content: expected a text, or a list of parts of type text", param="messages")
     return {"role": _ROLES[role], "content": content}
+
+
+def _asks_usage(given: dict[str, Any]) -> bool:
+    asked = given.get("include_usage", False)
+    if not isinstance(asked, bool):
+        raise Refused(400, "stream_options.include_usage: expected true or false", param="stream_options")
+    # Padding of a stream against who measures its pieces: there is none here, which only false asks for.
+    for name in sorted(set(given) - {"include_usage"}):
+        if name != "include_obfuscation" or given[name] is not False:
+            raise Refused(400, f"stream_options.{name}: this server knows only include_usage", param="stream_options")
+    return asked
 
 
 def _asks_projection(given: dict[str, Any], header: str | None) -> bool:
@@ -163,9 +194,9 @@ def _kind(value: Any) -> str:
 class Replies:
     """Builds the answers to one request."""
 
-    def __init__(self, model: str, token_text: Callable[[int], str]) -> None:
+    def __init__(self, model: str, tokenizer: Any) -> None:
         self.base = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self.token_text = token_text
+        self.tokenizer = tokenizer
 
     def whole(
         self, text: str, ended: str, usage: tuple[int, int], likely: Sequence[Likely] | None, extra: Mapping[str, Any]
@@ -200,60 +231,11 @@ class Replies:
         return {"content": rows, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.token_text(token)
+        text = str(self.tokenizer.decode([token]))
         # JSON knows no infinity: OpenAI's own floor stands for "never".
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": bytes_of(self.tokenizer, token, text)}
 
 
 def usage_of(prompt: int, reply: int) -> dict[str, int]:
     """Tokens of a prompt and of its reply, the stop token not counted."""
     return {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
-
-
-class Text:
-    """The text of a reply that grows by tokens: what can be shown of it, and where it stops."""
-
-    def __init__(self, decode: Callable[[list[int]], str], stop_ids: Sequence[int], stops: Sequence[str]) -> None:
-        self._decode, self._stop_ids, self._stops = decode, frozenset(stop_ids), stops
-        self.ids: list[int] = []
-        """The reply's own tokens."""
-        self.text = ""
-        """All of it that may be shown."""
-        self.stopped = False
-        self._lengths: list[int] = []
-
-    def add(self, ids: Sequence[int], longest: int) -> str:
-        """What more can be shown now; `longest` is how many tokens the reply may have."""
-        for token in ids:
-            if token in self._stop_ids:
-                self.stopped = True
-            if self.stopped or len(self.ids) == longest:
-                break
-            self.ids.append(token)
-            whole = self._decode(self.ids)
-            self._lengths.append(len(whole))
-            found = [at for stop in self._stops if (at := whole.find(stop)) >= 0]
-            if found:
-                self.stopped = True
-                begun = [0, *self._lengths]
-                self.ids = [t for t, start in zip(self.ids, begun, strict=False) if start < min(found)]
-                return self._show(whole[: min(found)])
-        whole = self._decode(self.ids)
-        return self._show(whole[: len(whole) - self._held_back(whole)])
-
-    def rest(self) -> str:
-        """What was held back, now that nothing more comes."""
-        whole = self._decode(self.ids)
-        return "" if self._stops and self.stopped and self.text != whole else self._show(whole)
-
-    def _show(self, upto: str) -> str:
-        new = upto[len(self.text) :]
-        self.text += new
-        return new
-
-    def _held_back(self, whole: str) -> int:
-        """Characters at the end that may still change or turn out to begin a stop."""
-        unfinished = len(whole) - len(whole.rstrip("�"))
-        begun = (n for stop in self._stops for n in range(min(len(stop) - 1, len(whole)), 0, -1)
-                 if whole.endswith(stop[:n]))  # fmt: skip
-        return max([unfinished, *begun])

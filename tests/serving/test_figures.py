@@ -142,6 +142,72 @@ def test_prometheus_reads_them() -> None:
     assert found["persona_axis_capped_tokens_total", "7", None] == 0
     assert found["persona_axis_mean_correction", "4", None] == 2
     assert found["persona_axis_projection", "4", "50"] == pytest.approx(1, rel=0.02)
+    assert found["persona_axis_correction_total", "4", None] == 10
+    assert found["persona_axis_projections_sum", "7", None] == found["persona_axis_projections_count", "7", None] == 5
+    assert 'persona_axis_projections_bucket{layer="4",worker="1",kind="reply",le="0.7298"} 0' in prometheus(rows)
+    assert 'persona_axis_projections_bucket{layer="4",worker="1",kind="reply",le="1.282"} 5' in prometheus(rows)
+    assert 'persona_axis_projections_bucket{layer="4",worker="1",kind="reply",le="+Inf"} 5' in prometheus(rows)
+
+
+Scrape = dict[str, float]
+
+
+def scrape(figures: Figures) -> Scrape:
+    lines = prometheus(as_json(figures.read())).splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if 'layer="4"' in line)
+    return {name.replace('layer="4"', "").replace(",", ""): float(value) for name, value in pairs}
+
+
+def since(before: Scrape, now: Scrape) -> Scrape:
+    """What Prometheus' increase() makes of counters and histograms."""
+    return {name: value - before[name] for name, value in now.items()}
+
+
+def quantile(share: float, window: Scrape) -> float:
+    """Prometheus' histogram_quantile()."""
+    found = [(float(name.split('"')[1]), n) for name, n in window.items() if "projections_bucket" in name]
+    assert found == sorted(found) and math.isinf(found[-1][0])
+    wanted = share * found[-1][1]
+    for (low, under), (high, upto) in zip(found, found[1:], strict=False):
+        if upto >= wanted:
+            return low + (high - low) * (wanted - under) / (upto - under)
+    raise AssertionError
+
+
+def test_a_window_shows_a_drift_that_a_long_life_hides() -> None:
+    figures, noise = Figures((4,), torch.tensor([0.0]), INF[:1]), torch.Generator().manual_seed(0)
+
+    def run(tokens: int, at: float) -> None:
+        figures.add(at + torch.randn(1, tokens, generator=noise))
+
+    run(500_000, 10.0)
+    long_ago = scrape(figures)
+    run(50_000, 10.0)
+    before = scrape(figures)
+    run(50_000, -10.0)
+    now = scrape(figures)
+    lifetime = 'persona_axis_projection{percentile="50"}'
+    assert now[lifetime] == pytest.approx(long_ago[lifetime], abs=0.3)
+    held, drifted = since(long_ago, before), since(before, now)
+    assert quantile(0.5, held) == pytest.approx(10, rel=0.15) and quantile(0.5, drifted) == pytest.approx(-10, rel=0.15)
+    mean = "persona_axis_projections_sum{}", "persona_axis_projections_count{}"
+    assert held[mean[0]] / held[mean[1]] == pytest.approx(10, abs=0.05)
+    assert drifted[mean[0]] / drifted[mean[1]] == pytest.approx(-10, abs=0.05)
+    assert drifted["persona_axis_correction_total{}"] / 50_000 == pytest.approx(10, abs=0.05)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.one_of(st.just(0.0), st.floats(-1e7, 1e7, width=32)), max_size=40), st.floats(-100, 100, width=32))
+def test_buckets_are_counted_exactly_and_end_where_they_always_end(values: list[float], floor: float) -> None:
+    seen = torch.tensor([values, values])
+    (row, other) = figures_of(seen, torch.tensor([floor, -floor]), 2).read()
+    assert list(row.buckets) == list(other.buckets) == list(Figures((1,), INF[:1], INF[:1]).read()[0].buckets)
+    assert 20 <= len(row.buckets) <= 40 and list(row.buckets.values())[-1] == row.tokens == len(values)
+    for edge, count in row.buckets.items():
+        near = sum(0 < abs(v - edge) < 1e-4 * abs(edge) + 1e-6 for v in values)  # which float32 may see on either side
+        assert abs(count - sum(v <= edge for v in values)) <= near
+    assert row.total == pytest.approx(math.fsum(values), rel=1e-6, abs=1e-3 * len(values))
+    assert row.correction == pytest.approx(row.mean_correction * row.capped)
 
 
 def test_what_is_not_finite_is_counted_apart_and_spoils_nothing() -> None:
@@ -152,4 +218,5 @@ def test_what_is_not_finite_is_counted_apart_and_spoils_nothing() -> None:
     assert (high.tokens, high.not_finite, high.capped, high.mean_correction) == (4, 1, 3, 2.0)
     assert low.percentiles[1] == pytest.approx(0, abs=0.01) and low.percentiles[99] == pytest.approx(5, rel=0.02)
     json.dumps(as_json(figures.read()), allow_nan=False)
+    assert (low.total, list(low.buckets.values())[-1]) == (5.0, 2)
     assert 'persona_axis_not_finite_tokens_total{layer="4"} 2' in prometheus(as_json(figures.read()))

@@ -38,7 +38,7 @@ parser = pytest.importorskip("prometheus_client.parser")
 from persona_axis.serving._answer import Limits  # noqa: E402
 from persona_axis.serving._app import app_of  # noqa: E402
 from persona_axis.serving._engine import Engine  # noqa: E402
-from persona_axis.serving._wire import Text  # noqa: E402
+from persona_axis.serving._text import Text  # noqa: E402
 from persona_axis.serving.attach import attach  # noqa: E402
 from persona_axis.serving.serve import Where, config_of, require_packages, serve  # noqa: E402
 
@@ -56,14 +56,15 @@ class Up:
     """A server in a thread of this process."""
 
     def __init__(self, chat: ChatModel, cap: Cap | None, axis: Axis | None = None, *, key: str | None = None,
-                 limits: Limits = Limits(), longest_reply: int = 24, head_seconds: float = 20.0) -> None:  # noqa: B008  # fmt: skip
+                 limits: Limits = Limits(), longest_reply: int = 24, head_seconds: float = 20.0,  # noqa: B008
+                 drain: float = 5) -> None:  # fmt: skip
         from persona_axis.talks.ruler import Ruler
 
         self.handle = None if cap is None else attach(chat.model, cap, template=chat.template.source)
         ruler = None if axis is None else Ruler.of(axis, [] if cap is None else [cap])
         self.engine = Engine(chat, self.handle, ruler, longest_prompt=48, longest_reply=longest_reply)
         self.app = app_of(self.engine, "tiny", limits, key)
-        config = config_of(uvicorn, self.app, Where(port=0, drain=5), limits, head_seconds)
+        config = config_of(uvicorn, self.app, Where(port=0, drain=drain), limits, head_seconds)
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self._run)
 
@@ -243,6 +244,26 @@ class TestReplies:
         streamed = [row for c in chunks if c.choices[0].logprobs for row in c.choices[0].logprobs.content]
         assert [row.token for row in streamed] == [row.token for row in rows]
 
+    def test_what_a_stop_takes_away_is_in_no_logprobs_either(self, up: Up) -> None:
+        how = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 10, "logprobs": True}
+        words = up.client().chat.completions.create(**how).choices[0].message.content.split()
+        how["stop"] = " " + " ".join(words[4:7])  # three tokens, of which two were there before it was known
+        whole = up.client().chat.completions.create(**how)
+        chunks = list(up.client().chat.completions.create(**how, stream=True))
+        streamed = [row for c in chunks if c.choices[0].logprobs for row in c.choices[0].logprobs.content]
+        assert [row.token for row in streamed] == [row.token for row in whole.choices[0].logprobs.content]
+        assert len(streamed) == whole.usage.completion_tokens < 7
+        assert whole.choices[0].message.content == "".join(c.choices[0].delta.content or "" for c in chunks)
+
+    def test_asking_for_the_projection_changes_nothing_else(self, up: Up) -> None:
+        ends = (up.post({"temperature": 1.3, "seed": seed, "max_tokens": 12}).json() for seed in range(40))
+        seed, ended = next((i, a) for i, a in enumerate(ends) if a["choices"][0]["finish_reason"] == "stop")
+        for most in (ended["usage"]["completion_tokens"], 12):  # as many as it has: after them comes the stop token
+            asked = {"temperature": 1.3, "seed": seed, "max_tokens": most}
+            plain, read = (up.post({**asked, **more}).json() for more in ({}, {"persona_axis": {"projection": True}}))
+            assert read.pop("persona_axis")["projection"] is not None
+            assert plain["choices"] == read["choices"] and plain["usage"] == read["usage"]
+
     def test_parts_of_text_and_developers_are_taken(self, up: Up, cap: Cap) -> None:
         parts = [{"type": "text", "text": "what is "}, {"type": "text", "text": "rain ?"}]
         messages = [{"role": "developer", "content": "be old ."}, {"role": "user", "content": parts}]
@@ -253,8 +274,23 @@ class TestReplies:
         with other.under(cap):
             assert found == other.generate([said], Sampling(0.0, 1.0, 4)).texts[0]
 
+    def test_a_reply_goes_back_as_a_message(self, up: Up) -> None:
+        client, how = up.client(), {"model": "tiny", "temperature": 0, "max_tokens": 4}
+        message = client.chat.completions.create(messages=ASKED, **how).choices[0].message
+        whole = message.model_dump()
+        assert {"tool_calls", "audio", "annotations", "function_call", "refusal"} < set(whole)
+        again = [{**ASKED[0], "name": "me"}]
+        replies = [
+            client.chat.completions.create(messages=[*ASKED, said, *again], **how).choices[0].message.content
+            for said in (message, whole, {**whole, "tool_calls": []}, {"role": "assistant", "content": message.content})
+        ]
+        assert len(set(replies)) == 1
+
     def test_models_and_health(self, up: Up) -> None:
-        assert [model.id for model in up.client().models.list()] == ["tiny"]
+        assert [model.id for model in up.client().models.list()] == ["tiny"] == [up.client().models.retrieve("tiny").id]
+        with pytest.raises(openai.NotFoundError, match="serves 'tiny', not 'tiny/2'") as told:
+            up.client().models.retrieve("tiny/2")
+        assert told.value.code == "model_not_found"
         assert httpx.get(f"{up.url}/health").json() == {"status": "ok"}
 
 
@@ -266,7 +302,10 @@ class TestRefused:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "parts of type text"),
         ({"messages": [{"role": "user", "content": LONG * 9}]}, 400, r"messages are \d{3} tokens.*at most 48"),
         ({"max_tokens": 25}, 400, "25 is more than this server's 24"),
-        ({"max_tokens": 0}, 400, "not at least 1"),
+        ({"max_tokens": 0}, 400, "^max_tokens: 0 is not at least 1"),
+        ({"max_tokens": None, "max_completion_tokens": 600}, 400, "^max_completion_tokens: 600 is more than"),
+        ({"max_tokens": None, "max_completion_tokens": 0}, 400, "^max_completion_tokens: 0 is not"),
+        ({"max_tokens": 30, "max_completion_tokens": 29}, 400, "^max_completion_tokens: 29 is more than"),
         ({"max_tokens": True}, 400, "max_tokens: expected a whole number, found true"),
         ({"temperature": -1}, 400, "temperature: expected a number from 0 to 2, found -1"),
         ({"temperature": "hot"}, 400, "temperature"),
@@ -285,6 +324,17 @@ class TestRefused:
         ({"cap": None}, 400, "cap: this server does not know the field"),
         ({"persona_axis": {"cap": None}}, 400, "the cap is the server's"),
         ({"persona_axis": {"projection": 1}}, 400, "true or false"),
+        ({"messages": [{**ASKED[0], "persona_axis": {"cap": None}}]}, 400, r"messages\[0\]\.persona_axis: this server"),
+        ({"messages": [{**ASKED[0], "cap": None}]}, 400, r"messages\[0\]\.cap: this server knows a message's role"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "x", "tool_calls": [{"id": "a"}]}]}, 400,
+         r"messages\[1\]\.tool_calls: "),
+        ({"messages": [{**ASKED[0], "refusal": "no"}]}, 400, r"messages\[0\]\.refusal: "),
+        ({"messages": [{**ASKED[0], "name": {}}]}, 400, r"messages\[0\]\.name: expected a text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}]}, 400,
+         r"messages\[0\]\.content\[0\]\.cache_control: this server knows a part's type and text"),
+        ({"stream_options": {"bogus": 1, "include_usage": True}}, 400, r"stream_options\.bogus: this server knows"),
+        ({"stream_options": {"include_usage": "yes"}}, 400, r"stream_options\.include_usage: expected true or false"),
+        ({"stream_options": {"include_obfuscation": True}}, 400, r"stream_options\.include_obfuscation: "),
         ({"model": "another"}, 404, "serves 'tiny', not 'another'"),
     ])  # fmt: skip
     def test_with_its_reason(self, up: Up, body: dict[str, Any], status: int, told: str) -> None:
@@ -292,6 +342,7 @@ class TestRefused:
         assert answer.status_code == status
         error = answer.json()["error"]
         assert re.search(told, error["message"]) and error["type"] == "invalid_request_error"
+        assert error["param"] == error["message"].split(":")[0] or "tokens: " not in error["message"]
 
     @pytest.mark.parametrize(("raw", "headers", "status"), [
         (b"{", {}, 400), (b"", {}, 400), (b"[]", {}, 400), (b"\xff\xfe", {}, 400), (b"[" * 100_000, {}, 400),
@@ -303,6 +354,18 @@ class TestRefused:
     def test_bodies_that_are_none(self, up: Up, raw: bytes, headers: dict[str, str], status: int) -> None:
         answer = up.post(raw=raw, **headers)
         assert answer.status_code == status and answer.json()["error"]["message"]
+
+    def test_who_goes_away_while_the_body_comes_is_no_failure(self, up: Up, caplog: pytest.LogCaptureFixture) -> None:
+        before = up.metrics()
+        left = socket.create_connection(("127.0.0.1", int(up.url.rsplit(":", 1)[1])))
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        left.sendall(f"{head}content-length: 500\r\n\r\n{{".encode())
+        time.sleep(0.2)
+        left.close()
+        new = "persona_axis_requests_total", "499"
+        assert eventually(lambda: up.metrics().get(new, 0) == before.get(new, 0) + 1)
+        failed = "persona_axis_requests_total", "500"
+        assert up.metrics().get(failed, 0) == before.get(failed, 0) and up.running() == 0 and not caplog.records
 
     def test_what_was_asked_is_not_repeated_without_end(self, up: Up) -> None:
         for body in ({"x" * 99_999: 1}, {"model": "x" * 99_999}, {"persona_axis": {"x" * 99_999: 1}}):
@@ -393,6 +456,38 @@ class TestLimits:
             counted = httpx.get(f"{up.url}/metrics", headers=key).text
             assert 'ended="499"} 1' in counted and 'ended="gone"} 1' in counted and 'ended="cut"} 1' in counted
             assert up.post(**key).status_code == 200
+
+    def test_bodies_on_their_way_hold_no_place(self) -> None:
+        with Up(chat_factory.chat(), None, limits=Limits(requests=1)) as up:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            body = json.dumps({"messages": ASKED, "max_tokens": 4}).encode()
+            port = int(up.url.rsplit(":", 1)[1])
+            slow = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(3)]
+            for one in slow:
+                one.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body[:9])
+            time.sleep(0.2)
+            assert up.running() == 0 and up.post().status_code == 200
+            for one in slow:
+                one.sendall(body[9:])
+                assert one.recv(99).startswith(b"HTTP/1.1 200")
+                one.close()
+
+    def test_who_is_not_finished_when_the_time_to_drain_is_over_is_told(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        slow, armed = chat_factory.chat(), threading.Event()
+        slow.model.register_forward_pre_hook(lambda *_: (armed.is_set() and time.sleep(0.3), None)[1])
+        with Up(slow, None, drain=1) as up, ThreadPoolExecutor(2) as pool:
+            armed.set()
+            asked = [pool.submit(up.post, {"max_tokens": 24, "temperature": 0, "stream": s}) for s in (False, True)]
+            assert eventually(lambda: up.running() == 2)
+            up.server.should_exit = True
+            whole, stream = (one.result() for one in asked)
+            assert whole.status_code == 503 and whole.json()["error"]["code"] == "leaving"
+            *_, last, done = [line for line in stream.text.split("\n\n") if line]
+            assert done == "data: [DONE]" and json.loads(last.removeprefix("data: "))["error"]["code"] == "leaving"
+            assert eventually(lambda: not up.thread.is_alive()) and not up.engine.draws.slots
+        assert "Traceback" not in capsys.readouterr().err
 
     def test_an_engine_that_fails_answers_nothing_more(self) -> None:
         broken = chat_factory.chat()
@@ -496,6 +591,55 @@ def test_what_of_a_text_can_be_shown(pieces: list[str], stops: list[str], shown:
     text = Text(lambda ids: "".join(pieces[i] for i in ids), [99], stops)
     assert [text.add([i], 10) for i in range(len(pieces))] == shown
     assert "".join(shown) + text.rest() == text.text
+
+
+WORDS = ["all", " is", " well", ".", "�", "�", " é"]
+END = 99
+
+
+class Grown(Text):
+    """A reply of WORDS by their numbers; 4 and 5 are the two halves of a character."""
+
+    def __init__(self, *stops: str) -> None:
+        super().__init__(lambda ids: "".join(WORDS[i] for i in ids).replace("��", "é"), [END], stops)
+
+
+@pytest.mark.parametrize(("ids", "stops", "said", "tokens"), [
+    ([0, 1, 2, 3, END], [".\n"], "all is well.", 4),  # its end could have begun a stop, but nothing came
+    ([0, 1, 2, 3, END], ["well. END", "xyz"], "all is well.", 4),
+    ([0, 1, 2, 3], [".\n"], "all is well.", 4),
+    ([0, 1, 2, 3, 1], [". is"], "all is well", 3),
+    ([0, 4, END], ["xyz"], "all�", 2),  # half a character, as without a stop
+    ([0, 4, END], [], "all�", 2),
+    ([0, 4, 5, 1], ["é is"], "all", 1),  # a stop with a character in it that comes in two tokens
+    ([0, 4, 5, 1, 2], [" well"], "allé is", 4),
+    ([0, 4, 5, 1], [" is"], "allé", 3),
+])  # fmt: skip
+def test_nothing_but_a_stop_takes_text_away(ids: list[int], stops: list[str], said: str, tokens: int) -> None:
+    for together in (True, False):
+        text, settled = Grown(*stops), 0
+        for new in [ids] if together else [[i] for i in ids]:
+            text.add(new, 99)
+            assert settled <= text.settled <= len(text.ids)
+            settled = text.settled
+        text.rest()
+        assert text.text == said and text.settled == len(text.ids) == tokens
+
+
+def test_a_token_is_settled_with_the_first_of_its_text() -> None:
+    text = Grown(" is well!")
+    told = [(text.add([i], 99), text.settled) for i in (0, 1, 2, 3, 4, 5, 6)]
+    assert told == [("all", 1), ("", 1), ("", 1), (" is well.", 4), ("", 4), ("é", 6), (" é", 7)]
+
+
+def test_the_longest_reply_has_length_as_its_end_whatever_is_drawn_after_it() -> None:
+    for after in ([], [END], [0]):
+        text = Grown()
+        text.add([0, 1, *after], 2)
+        assert not text.stopped and text.ids == [0, 1]
+    ended = Grown()
+    ended.add([0, 1, END], 3)
+    assert ended.stopped
 
 
 class TestCommand:
