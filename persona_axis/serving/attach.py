@@ -171,7 +171,7 @@ class Attached:
     def _before(self, depth: int, names: tuple[str, ...]) -> Callable[..., Any]:
         # Removed while it was about to be called, a hook gets no keywords.
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Any:
-            given = dict(zip(names, args, strict=False)) | dict(kwargs or {})
+            given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
             name = next((n for n in ("input_ids", "inputs_embeds") if isinstance(given.get(n), Tensor)), None)
             first = given[name] if name else args[0] if args and isinstance(args[0], Tensor) else None
             if first is None or first.dim() < 2 or not self.attached:
@@ -180,7 +180,7 @@ class Attached:
                 self.begin(mask_of(given), lengths_of(given), (first.shape[0], first.shape[1]), depth)
                 return None
             seen = begun(first, given, self._key, depth)
-            if kwargs and name in kwargs:
+            if name and kwargs and name in kwargs:
                 return args, {**kwargs, name: seen}
             at = names.index(name) if name else 0
             return (*args[:at], seen, *args[at + 1 :]), kwargs or {}

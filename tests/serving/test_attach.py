@@ -300,9 +300,7 @@ class TestCompiled:
             assert handle.stats()[0].tokens == 28
         assert self.close(logits(compiled), plain) and self.close(around(IDS), plain)
 
-    @pytest.mark.parametrize(
-        "way", ["before it was attached", "in a thread", pytest.param("in place", marks=SLOW)]
-    )
+    @pytest.mark.parametrize("way", ["before it was attached", "in a thread", pytest.param("in place", marks=SLOW)])
     def test_no_graph_of_another_model_of_its_class_runs_in_its_place(self, new_model: Any, way: str) -> None:
         model, other, cap = new_model("llama"), new_model("llama"), cap_at(1, 2)
         plain, wanted = logits(other), under(model, cap)
