@@ -90,8 +90,8 @@ class Vllm:
 
 def _started(chat: ChatModel, plan: Plan, arguments: Mapping[str, Any]) -> Any:
     """vLLM's `LLM` with the model that `chat` holds."""
-    config = arguments.get("additional_config") or {}
-    if os.environ.get(CAP) or CAP_IN_CONFIG in config:
+    configs = [arguments.get(name) or {} for name in ("additional_config", "hf_overrides")]
+    if os.environ.get(CAP) or any(not callable(config) and CAP_IN_CONFIG in config for config in configs):
         raise ExtractionError(f"vLLM would hold a cap while the axis is found: unset {CAP} and {CAP_IN_CONFIG}")
     with _told("cannot start"), _environment():
         from vllm import LLM

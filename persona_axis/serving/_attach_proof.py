@@ -89,7 +89,7 @@ def _tokens(model: nn.Module) -> Tensor:
 
 
 def require_not_compiled(model: nn.Module) -> None:
-    """Raise `CapError` where graphs of `model` may exist already.
+    """Raise `CapError` where graphs of `model` may exist already: a second lock beside the marks of `attach`.
 
     A model that nobody compiled passes, and so does one that was compiled and not yet called, as long as no model
     whose `forward` is the same code was: the compiler keeps its graphs by code, not by model.
@@ -101,7 +101,7 @@ def require_not_compiled(model: nn.Module) -> None:
     if any(_graphs_of(m) for m in compiled):
         raise CapError(
             f"{type(unwrapped(model)).__name__} ran compiled before this (or a model of its class did): graphs made "
-            "then go on running without the cap. Attach before the first compiled call, after torch.compiler.reset() "
+            "then know nothing of the cap. Attach before the first compiled call, after torch.compiler.reset() "
             "if there was one"
         )
 
@@ -115,12 +115,16 @@ def _wrappers(model: nn.Module) -> list[nn.Module]:
     return [o for o in every if any(id(module) in inside for module in o.modules())]
 
 
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether it is what `torch.compile(module)` returns."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    return dynamo is not None and type(module) is dynamo.OptimizedModule
+
+
 def _is_compiled(module: nn.Module) -> bool:
     """`torch.compile(module)`, `module.compile()`, and what `generate` makes for a static cache."""
-    from torch._dynamo.eval_frame import OptimizedModule
-
     held = vars(module)
-    return type(module) is OptimizedModule or bool(held.get("_compiled_call_impl") or held.get("_compiled_call"))
+    return is_wrapper(module) or bool(held.get("_compiled_call_impl") or held.get("_compiled_call"))
 
 
 def _graphs_of(compiled: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""What is known of the run of a model that is on in this thread, and the two operators that compiled graphs call back.
+"""What is known of the run of a model that is on in this thread, and the operators that compiled graphs call back.
 
 A graph replays tensor operations and leaves Python out. What has to happen in every run (the edit follows a change,
 tokens are counted, a missed layer is noticed) is therefore inside operators that the compiler cannot look into: it
@@ -8,11 +8,13 @@ calls them each time, in the thread that runs the graph.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from persona_axis.errors import CapError
 
 
 class Holder(Protocol):
@@ -24,6 +26,10 @@ class Holder(Protocol):
 
     def hold(self, layer: int, hidden: Tensor) -> Tensor:
         """The hidden states of a layer, held."""
+        ...
+
+    def end(self) -> None:
+        """The layers of the run that is on in this thread have run. Raises `CapError` where one was missed."""
         ...
 
 
@@ -38,6 +44,8 @@ class Run(threading.local):
     shape = (0, 0)
     depth = 0
     """Where it was entered: 0 is the model, 1 what lies in it on the way to the layers, and so on."""
+    mask: Tensor | None = None
+    """As it was entered with."""
     real: Tensor | None = None
     """Indices of the tokens that are no padding, in the flattened [rows * tokens]; None when all are."""
     probe: Probe | None = None
@@ -89,6 +97,7 @@ torch.library.define("persona_axis::held", "(Tensor hidden, int key, int layer) 
 torch.library.define(
     "persona_axis::begins", "(Tensor first, Tensor? mask, Tensor? lengths, int key, int depth) -> Tensor", tags=_TAGS
 )
+torch.library.define("persona_axis::ends", "(Tensor last, int key) -> Tensor", tags=_TAGS)
 
 
 @torch.library.impl("persona_axis::held", "CompositeExplicitAutograd")
@@ -105,6 +114,13 @@ def _begins(first: Tensor, mask: Tensor | None, lengths: Tensor | None, key: int
     return first.clone()
 
 
+@torch.library.impl("persona_axis::ends", "CompositeExplicitAutograd")
+def _ends(last: Tensor, key: int) -> Tensor:
+    if (holder := HOLDERS.get(key)) is not None:
+        holder.end()
+    return last.clone()
+
+
 @torch.library.register_fake("persona_axis::held")  # type: ignore[untyped-decorator]
 def _held_shape(hidden: Tensor, key: int, layer: int) -> Tensor:
     return torch.empty_like(hidden)
@@ -113,6 +129,11 @@ def _held_shape(hidden: Tensor, key: int, layer: int) -> Tensor:
 @torch.library.register_fake("persona_axis::begins")  # type: ignore[untyped-decorator]
 def _begins_shape(first: Tensor, mask: Tensor | None, lengths: Tensor | None, key: int, depth: int) -> Tensor:
     return torch.empty_like(first)
+
+
+@torch.library.register_fake("persona_axis::ends")  # type: ignore[untyped-decorator]
+def _ends_shape(last: Tensor, key: int) -> Tensor:
+    return torch.empty_like(last)
 
 
 def held(hidden: Tensor, key: int, layer: int) -> Tensor:
@@ -125,6 +146,21 @@ def begun(first: Tensor, kwargs: Mapping[str, Any], key: int, depth: int) -> Ten
     """`Holder.begin` of `key` inside a graph; the model goes on with the tensor that is returned."""
     out: Tensor = torch.ops.persona_axis.begins(first, mask_of(kwargs), lengths_of(kwargs), key, depth)
     return out
+
+
+def ended(output: Any, key: int) -> Any:
+    """`Holder.end` of `key` inside a graph; the model goes on with the output that is returned."""
+    if isinstance(output, Tensor):
+        return torch.ops.persona_axis.ends(output, key)
+    keyed = isinstance(output, MutableMapping)
+    found = [at for at, value in (output.items() if keyed else enumerate(output)) if isinstance(value, Tensor)]
+    if not found:
+        raise CapError(f"the model returned a {type(output).__name__} that holds no tensor: nothing tells of its end")
+    last = torch.ops.persona_axis.ends(output[found[0]], key)
+    if keyed:
+        output[found[0]] = last
+        return output
+    return type(output)((*output[: found[0]], last, *output[found[0] + 1 :]))
 
 
 def mask_of(kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -19,7 +19,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
 from persona_axis.serving.figures import prometheus
-from persona_axis.serving.vllm import ADMIN_KEY
+from persona_axis.serving.vllm import ADMIN_KEY, NO_CAP
 
 log = logging.getLogger("vllm.persona_axis")
 
@@ -55,8 +55,10 @@ class Routes:
 
     async def figures(self) -> list[dict[str, Any]]:
         """What each worker's cap did, and which cap it is."""
-        told: list[dict[str, Any]] = await self._all_workers("persona_axis_figures")
-        return told
+        told: list[dict[str, Any] | None] = await self._all_workers("persona_axis_figures")
+        if None in told:
+            raise HTTPException(404, NO_CAP)
+        return [worker for worker in told if worker is not None]
 
     async def metrics(self) -> str:
         """The figures in Prometheus' text format."""
@@ -66,10 +68,10 @@ class Routes:
     async def change(self, request: Request, body: Change) -> dict[str, Any]:
         """Change the cap between two steps of the engine; what it has cached under the old one is computed anew."""
         key = os.environ.get(ADMIN_KEY, "")
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if not key:
             raise HTTPException(403, f"the cap of this server cannot be changed: it was started without {ADMIN_KEY}")
-        if not hmac.compare_digest(given.encode(), key.encode()):
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), key.encode()):
             raise HTTPException(401, "the cap is changed with `Authorization: Bearer` and the server's admin key")
         async with self.changing:
             problems = [told for told in await self._all_workers("persona_axis_check", body.cap) if told]

@@ -181,7 +181,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         for percentile, value in row["percentiles"].items():
             yield f"persona_axis_projection{_labels(row, percentile=percentile)} {value:.9g}"
     yield from _head("projections", "histogram", "Projections as they reach the cap.")
-    for row in rows:
+    for row in (row for row in rows if row["buckets"]):
         for edge, count in row["buckets"].items():
             yield f"persona_axis_projections_bucket{_labels(row, le=edge)} {count}"
         yield f"persona_axis_projections_sum{_labels(row)} {row['total']:.15g}"

@@ -7,7 +7,7 @@ goes on without it, which would be a server without its cap; whatever goes wrong
 
 | setting | meaning |
 | --- | --- |
-| `PERSONA_AXIS_CAP`, or `persona_axis_cap` in `--additional-config` | the cap file |
+| `PERSONA_AXIS_CAP`, or `persona_axis_cap` in `--additional-config` or `--hf-overrides` | the cap file |
 | `PERSONA_AXIS_ALLOW` | deliberate differences between the file and the model, comma-separated, as in `Cap.on` |
 | `PERSONA_AXIS_ADMIN_KEY` | lets the cap be changed while the server runs, by who sends it |
 | `--worker-extension-cls persona_axis.serving.vllm_worker.WorkerExtension` | no start without this package |
@@ -16,7 +16,7 @@ goes on without it, which would be a server without its cap; whatever goes wrong
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ CAP = "PERSONA_AXIS_CAP"
 ALLOW = "PERSONA_AXIS_ALLOW"
 ADMIN_KEY = "PERSONA_AXIS_ADMIN_KEY"
 CAP_IN_CONFIG = "persona_axis_cap"
+KEPT_APART = "persona_axis"
+MARK = ("version", "layers")
+"""A worker adds a mark of this shape to `--additional-config` itself; see `vllm_worker`."""
+NO_CAP = f"this server has no cap: it was started without {CAP}, and without {CAP_IN_CONFIG} in its configuration"
 
 
 def register() -> None:
@@ -61,18 +65,36 @@ def missing(error: ImportError) -> ServeError:
     return ServeError(f"a cap in vLLM takes vLLM 0.32 or later ({error}): {INSTALL}")
 
 
-def asked(additional_config: Any) -> str | None:
-    """The cap file that the environment or the server's `--additional-config` names, or None.
+def asked(additional_config: Any, hf_overrides: Any = None) -> str | None:
+    """The cap file that the environment or the server's configuration names, or None.
 
-    Raises `CapError` where they name two.
+    Raises `CapError` where two are named, and for a setting that looks like one of this package's and is none: a
+    server without its cap would be the answer to a slip of the pen.
     """
     from persona_axis.errors import CapError
 
-    by_environment = os.environ.get(CAP)
-    by_config = additional_config.get(CAP_IN_CONFIG) if isinstance(additional_config, Mapping) else None
-    if by_environment and by_config and by_environment != by_config:
-        raise CapError(f"two caps for one server: {CAP}={by_environment} and {CAP_IN_CONFIG}={by_config}; name one")
-    path = by_config if by_environment is None else by_environment
-    if path is not None and not (isinstance(path, str) and path.strip()):
-        raise CapError(f"{path!r} names no cap file: unset {CAP} to serve without a cap")
-    return path
+    named = {CAP: os.environ.get(CAP)}
+    for option, given in (("--additional-config", additional_config), ("--hf-overrides", hf_overrides)):
+        if isinstance(given, Mapping):
+            if wrong := next(_unknown(given), None):
+                raise CapError(f"{option} has no setting {wrong!r}: the cap's is {CAP_IN_CONFIG!r}, not inside another")
+            named[f"{CAP_IN_CONFIG} in {option}"] = given.get(CAP_IN_CONFIG)
+    named = {name: path for name, path in named.items() if path is not None}
+    for path in named.values():
+        if not (isinstance(path, str) and path.strip()):
+            raise CapError(f"{path!r} names no cap file: unset {CAP} to serve without a cap")
+    if len(set(named.values())) > 1:
+        told = ", ".join(f"{name}={path}" for name, path in named.items())
+        raise CapError(f"two caps for one server: {told}; name one")
+    return next(iter(named.values()), None)
+
+
+def _unknown(given: Mapping[Any, Any], inside: str = "") -> Iterator[str]:
+    """Keys that mean this package, at whatever depth, and are not read."""
+    for key, value in given.items():
+        ours = str(key).lower().replace("-", "").replace("_", "").startswith("personaaxis")
+        mark = key == KEPT_APART and isinstance(value, Mapping) and set(value) == set(MARK)
+        if ours and not mark and (inside or key != CAP_IN_CONFIG):
+            yield f"{inside}{key}"
+        elif isinstance(value, Mapping) and not mark:
+            yield from _unknown(value, f"{inside}{key}.")

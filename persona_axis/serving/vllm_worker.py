@@ -25,7 +25,7 @@ from persona_axis.serving._vllm_kinds import KINDS, MIXED, Kinds
 from persona_axis.serving._vllm_layers import decoder_layers, put_on
 from persona_axis.serving._vllm_proof import prove
 from persona_axis.serving.figures import Figures, as_json
-from persona_axis.serving.vllm import ADMIN_KEY, ALLOW, asked, missing
+from persona_axis.serving.vllm import ADMIN_KEY, ALLOW, CAP_IN_CONFIG, KEPT_APART, MARK, NO_CAP, asked, missing
 
 try:
     from vllm.v1.worker.worker_base import WorkerBase
@@ -36,7 +36,6 @@ except ImportError as error:
 log = logging.getLogger("vllm.persona_axis")
 
 _MORE_ROOM = 256  # a captured graph may be padded past the largest batch
-_KEY = "persona_axis"
 _CHANGES_WEIGHTS = ("reload_weights", "start_weight_update", "update_weights", "finish_weight_update")
 
 
@@ -105,8 +104,10 @@ class Guard:
         """The figures of this worker's layers as JSON, prompts and replies apart, and which cap they are of."""
         read = {kind: as_json(figures.read()) for kind, figures in self.figures.items()}
         rows = [{**row, "kind": kind} for kind in read for row in read[kind] if kind in KINDS or row["tokens"]]
-        if self.cap is None:  # then there is no direction either
-            rows = [{**row, "percentiles": {}} for row in rows]
+        held = () if self.cap is None else self.cap.layers
+        # Where nothing is held there is no direction either, and what was measured is of none.
+        nothing: dict[str, Any] = {"percentiles": {}, "buckets": {}, "total": 0.0}
+        rows = [row if row["layer"] in held else {**row, **nothing} for row in rows]
         return {"cap": None if self.cap is None else self.path, "worker": self.worker.rank, "layers": rows}
 
     def check(self, path: str | None) -> str:
@@ -184,8 +185,8 @@ class Guard:
         if not isinstance(config.additional_config, Mapping):
             raise CapError("--additional-config must be a JSON object here: it keeps compiled graphs with a cap apart")
         self._capped = self.cap.layers
-        mark = {"version": __version__, "layers": list(self.cap.layers)}
-        config.additional_config = {**config.additional_config, _KEY: mark}
+        mark = dict(zip(MARK, (__version__, list(self.cap.layers)), strict=True))
+        config.additional_config = {**config.additional_config, KEPT_APART: mark}
 
 
 class WorkerExtension:
@@ -201,6 +202,15 @@ class WorkerExtension:
         return guard is not None and guard.proven
 
 
+def _overrides(model_config: Any) -> Any:
+    """`--hf-overrides`; of a function, what it made of the setting that is ours."""
+    given = getattr(model_config, "hf_overrides", None)
+    if not callable(given):
+        return given
+    path = getattr(model_config.hf_config, CAP_IN_CONFIG, None)
+    return None if path is None else {CAP_IN_CONFIG: path}
+
+
 def install() -> None:
     """Prepare the workers made from now on in this process; calling it again changes nothing."""
     if getattr(WorkerBase.__init__, "_persona_axis", False):
@@ -210,8 +220,12 @@ def install() -> None:
     @functools.wraps(make)
     def made(worker: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         make(worker, vllm_config, *args, **kwargs)
-        path = asked(vllm_config.additional_config)
-        if path is not None:
+        path = asked(vllm_config.additional_config, _overrides(vllm_config.model_config))
+        if path is None:
+            log.warning("persona-axis: %s", NO_CAP)
+            worker.persona_axis_figures = lambda: None
+            worker.persona_axis_check = lambda _path: NO_CAP
+        else:
             worker.persona_axis = Guard(worker, path)
 
     made._persona_axis = True  # type: ignore[attr-defined]

@@ -204,3 +204,10 @@ def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
         assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG" and os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
         raise OSError("no start")
     assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("setting", ["additional_config", "hf_overrides"])
+def test_no_axis_is_found_under_a_cap(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(vllm_engine.CAP, raising=False)
+    with pytest.raises(ExtractionError, match="vLLM would hold a cap while the axis is found"):
+        vllm_engine._started(None, None, {setting: {vllm_engine.CAP_IN_CONFIG: "a"}})  # type: ignore[arg-type]

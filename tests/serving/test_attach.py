@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +23,7 @@ from persona_axis.serving._runs import HOLDERS, real_tokens
 IDS = torch.arange(3, 3 + 2 * 7).view(2, 7)
 MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1] * 7])
 REAL = 11
+SLOW = pytest.mark.slow
 DIRECTION = nn.functional.normalize(torch.arange(1.0, 1 + 2 * HIDDEN).view(2, HIDDEN).cos(), dim=1)
 
 
@@ -124,6 +127,14 @@ class TestStats:
                            pad_token_id=0, cache_implementation=cache)  # fmt: skip
         assert [row.tokens for row in handle.stats()] == [REAL + 2 * 4]  # the last token drawn is not fed
 
+    def test_padding_that_is_given_by_position(self, llama: Any) -> None:
+        embedded = llama.get_input_embeddings()(IDS)
+        with attach(llama, cap_at(1)) as handle, torch.no_grad():
+            llama(IDS, MASK)
+            llama.model(IDS, MASK)
+            llama(None, MASK, None, None, embedded)
+        assert handle.stats()[0].tokens == 3 * REAL
+
     def test_which_tokens_are_real(self) -> None:
         causal = torch.ones(1, 1, 3, 6).tril(2).bool()
         causal[..., 0] = False
@@ -138,7 +149,6 @@ class TestStats:
         assert real_tokens(None, torch.tensor([0, 2, 5, 5]), (1, 8)).tolist() == [0, 1, 2, 3, 4]
         assert real_tokens(None, torch.tensor([0, 2, 5]), (1, 5)) is None
 
-
     def test_a_run_that_fails_leaves_nothing_behind(self, llama: Any) -> None:
         with attach(llama, cap_at(1)) as handle:
             with pytest.raises(IndexError):
@@ -146,6 +156,29 @@ class TestStats:
             with torch.no_grad():
                 llama.model(IDS)
         assert [row.tokens for row in handle.stats()] == [14]
+
+    def test_an_interrupted_run_says_nothing_of_the_next_ones_padding(self, llama: Any) -> None:
+        def stop(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with attach(llama, cap_at(1)) as handle:
+            away = llama.model.layers[0].register_forward_pre_hook(stop)
+            with pytest.raises(KeyboardInterrupt):
+                logits(llama)
+            away.remove()
+            with torch.no_grad():
+                llama.model(IDS, attention_mask=MASK)
+        assert [row.tokens for row in handle.stats()] == [REAL]
+
+
+def test_it_keeps_no_model_alive(new_model: Any) -> None:
+    before, model = len(HOLDERS), new_model("llama")
+    attach(model, cap_at(1, 2))  # and never detached
+    gone = weakref.ref(model)
+    assert len(HOLDERS) == before + 1
+    del model
+    gc.collect()
+    assert gone() is None and len(HOLDERS) == before
 
 
 class TestThreads:
@@ -208,7 +241,7 @@ class TestCompiled:
     def close(self, a: Tensor, b: Tensor) -> bool:
         return torch.allclose(a, b, rtol=0, atol=1e-4)
 
-    @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=SLOW)])
     def test_attached_before_it_acts_counts_and_follows(self, new_model: Any, backend: str) -> None:
         model, cap = new_model("llama"), cap_at(1, 2)
         plain, wanted = logits(model, IDS, MASK), under(model, cap, IDS, MASK)
@@ -266,16 +299,77 @@ class TestCompiled:
         with pytest.raises(CapError, match="ran compiled before this"):
             attach(compiled, cap_at(1, floor=3.0))
 
-    def test_a_stale_graph_that_was_not_found_is_an_error_of_the_call(
-        self, new_model: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        model = new_model("llama")
-        compiled = torch.compile(model, backend="eager", dynamic=False)
-        logits(compiled)
+    def test_no_graph_of_before_runs_in_its_place(self, new_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nor in that of a function around it, which nothing leads to from the model."""
+        model, cap = new_model("llama"), cap_at(1)
+        plain, wanted = logits(model), under(model, cap)
+        compiled = torch.compile(model, backend="eager")
+        around = torch.compile(lambda ids: logits(model, ids), backend="eager")
+        assert self.close(logits(compiled), plain) and self.close(around(IDS), plain)
         monkeypatch.setattr("persona_axis.serving.attach.require_not_compiled", lambda _: None)
-        # The proof's two tokens make a graph of their own, with the cap.
-        with attach(compiled, cap_at(1)), pytest.raises(CapError, match=r"did not act at layers \[1\] in this run"):
+        with attach(model, cap) as handle:
+            assert self.close(logits(compiled), wanted) and self.close(around(IDS), wanted)
+            assert handle.stats()[0].tokens == 28
+        assert self.close(logits(compiled), plain) and self.close(around(IDS), plain)
+
+    @pytest.mark.parametrize("way", ["before it was attached", "in a thread", pytest.param("in place", marks=SLOW)])
+    def test_no_graph_of_another_model_of_its_class_runs_in_its_place(self, new_model: Any, way: str) -> None:
+        model, other, cap = new_model("llama"), new_model("llama"), cap_at(1, 2)
+        plain, wanted = logits(other), under(model, cap)
+
+        def fast(of: Any) -> Any:
+            if way != "in place":
+                return torch.compile(of, backend="eager")
+            of.compile(backend="eager")
+            return of
+
+        def run() -> None:
+            assert self.close(logits(fast_other), plain)
+
+        fast_other = fast(other)
+        if way == "before it was attached":
+            run()
+        with attach(model, cap) as handle, ThreadPoolExecutor(1) as pool:
+            if way == "in a thread":
+                pool.submit(run).result()
+                found = pool.submit(lambda: logits(fast(model))).result()
+            else:
+                run()
+                found = logits(fast(model))
+            assert self.close(found, wanted)
+            assert [row.tokens for row in handle.stats()] == [14, 14]
+            run()
+
+    @SLOW
+    def test_nor_one_with_the_cap_of_another_model(self, new_model: Any) -> None:
+        strict, mild = cap_at(1, floor=3.0), cap_at(1)
+        first, second = new_model("llama"), new_model("llama")
+        wanted = under(first, strict), under(second, mild)
+        with attach(first, strict), attach(second, mild) as handle:
+            assert self.close(logits(torch.compile(first, backend="eager")), wanted[0])
+            assert self.close(logits(torch.compile(second, backend="eager")), wanted[1])
+            assert handle.stats()[0].tokens == 14
+
+    @pytest.mark.parametrize("backend", ["eager", *(pytest.param(b, marks=SLOW) for b in ("aot_eager", "inductor"))])
+    def test_a_replaced_layer_is_an_error_of_the_call(self, new_model: Any, backend: str) -> None:
+        model = new_model("llama")
+        compiled = torch.compile(model, backend=backend)
+        with attach(model, cap_at(1, 2)):
             logits(compiled)
+            model.model.layers[2] = new_model("llama").model.layers[2]
+            for _ in range(2):
+                with pytest.raises(CapError, match=r"did not act at layers \[2\] in this run"):
+                    logits(compiled)
+
+    @SLOW
+    def test_a_function_around_a_model_whose_only_capped_layer_was_replaced(self, new_model: Any) -> None:
+        model, other = new_model("llama"), new_model("llama")
+        around = torch.compile(logits, backend="eager")
+        with attach(model, cap_at(1)):
+            model.model.layers[1] = new_model("llama").model.layers[1]
+            around(other)
+            with pytest.raises(CapError, match=r"did not act at layers \[1\]"):
+                around(model)
 
     def test_wrappers_are_found(self, new_model: Any) -> None:
         model, other = new_model("llama"), new_model("llama")

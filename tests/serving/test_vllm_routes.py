@@ -14,7 +14,7 @@ pytest.importorskip("httpx")
 from fastapi.testclient import TestClient  # noqa: E402
 
 from persona_axis.serving._vllm_routes import Routes  # noqa: E402
-from persona_axis.serving.vllm import ADMIN_KEY  # noqa: E402
+from persona_axis.serving.vllm import ADMIN_KEY, NO_CAP  # noqa: E402
 
 KEY = {"authorization": "Bearer secret"}
 
@@ -25,10 +25,11 @@ class Engine:
     def __init__(self) -> None:
         self.broken, self.problem = "", ""
         self.done: list[str] = []
+        self.figures: list[Any] = [{"cap": "old", "worker": i, "layers": []} for i in range(2)]
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         self._step(method)
-        answers: dict[str, Any] = {"persona_axis_check": ["", self.problem]}
+        answers: dict[str, Any] = {"persona_axis_check": ["", self.problem], "persona_axis_figures": self.figures}
         return list(answers.get(method, [{"before": "old", "now": args[0] if args else None}] * 2))
 
     async def pause_generation(self, mode: str, clear_cache: bool) -> None:
@@ -87,9 +88,18 @@ def test_a_change_that_fails_half_way_serves_nothing_until_one_succeeds(
     assert engine.done[-1] == "resume"
 
 
+@pytest.mark.parametrize("route", ["figures", "metrics"])
+def test_a_server_without_a_cap_says_so(client: TestClient, engine: Engine, route: str) -> None:
+    assert client.get(f"/persona-axis/{route}").status_code == 200
+    engine.figures = [None, None]
+    told = client.get(f"/persona-axis/{route}")
+    assert told.status_code == 404 and told.json() == {"detail": NO_CAP}
+
+
 def test_who_may(client: TestClient, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong in ({}, {"authorization": "Bearer secre"}, {"authorization": "Bearer "}):
-        assert client.post("/persona-axis/cap", json={"cap": None}, headers=wrong).status_code == 401
+    for wrong in ("", "Bearer secre", "Bearer ", "Bearer", "secret", "Basic secret", "Bearersecret"):
+        headers = {"authorization": wrong} if wrong else {}
+        assert client.post("/persona-axis/cap", json={"cap": None}, headers=headers).status_code == 401
     monkeypatch.delenv(ADMIN_KEY)
     assert client.post("/persona-axis/cap", json={"cap": None}, headers=KEY).status_code == 403
     assert client.post("/persona-axis/cap", json={"cap": 3}, headers=KEY).status_code == 422

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,31 @@ def test_the_cap_is_named_by_the_environment_or_by_the_configuration(monkeypatch
     assert vllm.asked({vllm.CAP_IN_CONFIG: "b.safetensors"}) == "b.safetensors"
     with pytest.raises(CapError, match="two caps for one server"):
         vllm.asked({vllm.CAP_IN_CONFIG: "a.safetensors"})
+
+
+def test_of_two_ways_in_the_configuration_either_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(vllm.CAP, raising=False)
+    one, other = {vllm.CAP_IN_CONFIG: "a.safetensors"}, {vllm.CAP_IN_CONFIG: "b.safetensors", "rope_theta": 1.0}
+    assert vllm.asked({}, one) == vllm.asked(one, {}) == vllm.asked(one, one) == "a.safetensors"
+    with pytest.raises(CapError, match=r"in --additional-config=a.*in --hf-overrides=b"):
+        vllm.asked(one, other)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"persona-axis-cap": "a"}, {"persona_axis": "a"}, {"persona_axis": {"cap": "a"}}, {"personaAxisCap": "a"},
+        {"PERSONA_AXIS_CAP": "a"}, {"text_config": {"persona_axis_cap": "a"}}, {"persona_axis_caps": "a"},
+    ],
+)  # fmt: skip
+def test_a_cap_named_where_nobody_looks_is_no_server_without_one(
+    wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(vllm.CAP, raising=False)
+    with pytest.raises(CapError, match=r"--additional-config has no setting '.*': the cap's is 'persona_axis_cap'"):
+        vllm.asked(wrong)
+    with pytest.raises(CapError, match="--hf-overrides has no setting"):
+        vllm.asked({vllm.CAP_IN_CONFIG: "a"}, wrong)
 
 
 @pytest.mark.parametrize("value", ["", "  "])
