@@ -1,6 +1,6 @@
 """`Axis`: per layer, the unit direction from the roles to the Assistant, and the file it travels in.
 
-The file is the contract between who extracts and who serves (`_axisfile` says what it holds). Importing this
+The file is the contract between who extracts and who serves (`files.axisfile` says what it holds). Importing this
 module and loading a file need no torch; the calls that give tensors import it.
 """
 

@@ -76,7 +76,7 @@ class Traits:
     """Trait vectors of one model. `layers` are the model's own layer indices, and so is every `layer` argument.
 
     Made by `Traits.load` and `Traits.from_folds`; each accepts only what is complete, finite and consistent and raises
-    `AxisFileError` naming the field otherwise. `_traitsfile` says what `arrays` holds.
+    `AxisFileError` naming the field otherwise. `files.traitsfile` says what `arrays` holds.
     """
 
     arrays: Mapping[str, NDArray[Any]]

@@ -1,4 +1,4 @@
-"""What the terminal shows of trait vectors. Rendering only, as in `_tables`."""
+"""What the terminal shows of trait vectors. Rendering only, as in `display.tables`."""
 
 from __future__ import annotations
 
